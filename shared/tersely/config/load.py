@@ -1,0 +1,160 @@
+"""Layers of a recipe: defaults, file, environment, `--set`; later ones win, and each value remembers its layer.
+
+Environment: `TERSELY_SET_RUN__STEPS=10` sets `run.steps`. Values of `--set` and the environment are read as TOML,
+and as a plain string where that fails, so `--set data.source=./x.jsonl` needs no quotes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from tersely.config.schema import Recipe, RewardSection
+from tersely.errors import ConfigFileMissing, ConfigSyntax, ConfigUnknownKey, ConfigValue
+
+ENV_PREFIX = "TERSELY_SET_"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a value came from, for people: "default", "file demo.toml", "env TERSELY_SET_...", "--set"."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRecipe:
+    """A checked recipe and, per dotted key, where its value came from."""
+
+    recipe: Recipe
+    sources: Mapping[str, Source]
+
+    def rows(self) -> Iterator[tuple[str, object, Source]]:
+        """(dotted key, value, source) of every setting, in schema order."""
+        for key, value in _flatten(self.recipe.model_dump(mode="json")):
+            yield key, value, self.sources.get(key, Source("default"))
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> LoadedRecipe:
+    """Reads and checks a recipe.
+
+    Args:
+        path: TOML file; relative paths inside it are relative to its folder.
+        overrides: Items `dotted.key=value` of `--set`.
+        environ: Environment to read; the process's own by default.
+
+    Raises:
+        ConfigFileMissing, ConfigSyntax, ConfigUnknownKey, ConfigValue.
+    """
+    tree = _read_toml(path)
+    sources = {key: Source(f"file {path.name}") for key, _ in _flatten(tree)}
+    env = os.environ if environ is None else environ
+    for name in sorted(n for n in env if n.startswith(ENV_PREFIX)):
+        key = name.removeprefix(ENV_PREFIX).lower().replace("__", ".")
+        _assign(tree, key, _parse_value(env[name]), where=name)
+        sources[key] = Source(f"env {name}")
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals or not key.strip():
+            raise ConfigSyntax(f"--set {item!r} is not of the form key=value.", "Write it like --set run.steps=10.")
+        _assign(tree, key.strip(), _parse_value(text), where="--set")
+        sources[key.strip()] = Source("--set")
+    _refuse_unknown(Recipe, tree, "", path)
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise _as_config_value(error, path) from None
+    return LoadedRecipe(recipe.resolve_paths(path.resolve().parent), sources)
+
+
+def recipe_from_json(text: str) -> Recipe:
+    """A recipe as a node gets it from the trainer."""
+    return Recipe.model_validate_json(text)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigFileMissing(
+            f"Can't read the recipe {path}: {error.strerror}.", "Check the path; recipes/ holds some to start from."
+        ) from None
+    try:
+        return tomllib.loads(raw.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigSyntax(f"{path} is not valid TOML: {error}.", "Mend the line that the message names.") from None
+
+
+def _parse_value(text: str) -> object:
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _assign(tree: dict[str, Any], key: str, value: object, where: str) -> None:
+    *parents, last = key.split(".")
+    node = tree
+    for part in parents:
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise ConfigSyntax(f"{where}: {key} goes into {part}, which is a value and not a table.", "Check the key.")
+        node = child
+    node[last] = value
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def known_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
+    """Every dotted key a recipe may hold, tables included."""
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from known_keys(field.annotation, f"{prefix}{name}.")
+
+
+def _refuse_unknown(model: type[BaseModel], tree: Mapping[str, Any], prefix: str, path: Path) -> None:
+    for key, value in tree.items():
+        field = model.model_fields.get(key)
+        if field is None:
+            raise ConfigUnknownKey(f"{path} (or --set): unknown key {prefix}{key}.", _nearest(model, key, prefix))
+        annotation = field.annotation
+        if not isinstance(value, Mapping):
+            continue
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation is not RewardSection:
+            _refuse_unknown(annotation, value, f"{prefix}{key}.", path)
+
+
+def _nearest(model: type[BaseModel], key: str, prefix: str) -> str:
+    siblings = difflib.get_close_matches(key, list(model.model_fields), n=1, cutoff=0.6)
+    if siblings:
+        return f"Did you mean {prefix}{siblings[0]}?"
+    elsewhere = {name.rpartition(".")[2]: name for name in known_keys()}
+    far = difflib.get_close_matches(key, list(elsewhere), n=1, cutoff=0.8)
+    if far:
+        return f"Did you mean {elsewhere[far[0]]}?"
+    return f"Known here: {', '.join(model.model_fields)}."
+
+
+def _as_config_value(error: ValidationError, path: Path) -> ConfigValue:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        given = problem.get("input")
+        shown = f" (given: {given!r})" if where and not isinstance(given, Mapping) else ""
+        lines.append(f"{where}: {message}{shown}" if where else message)
+    return ConfigValue(f"{path}: " + "; ".join(lines) + ".", "Mend the value; `tersely config show FILE` lists all of them.")

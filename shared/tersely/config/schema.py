@@ -1,0 +1,247 @@
+"""What a recipe may hold. Unknown keys are refused; every unit is in the name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A table of the recipe: frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class RunSection(Section):
+    """How long, how much at a time, and how strictly in order."""
+
+    seed: int = Field(0, ge=0, description="Fixes data order and every sampled token.")
+    steps: int = Field(100, ge=1, description="Batches to train; each makes one policy version.")
+    groups_per_step: int = Field(4, ge=1, description="Groups with signal per batch.")
+    group_size: int = Field(8, ge=2, description="Completions per prompt.")
+    max_staleness: int = Field(0, ge=0, description="Versions a group may lag behind; 0 is synchronous and deterministic.")
+    max_refill: int = Field(16, ge=0, description="Replacement groups per step before training on what there is.")
+    max_steps_without_signal: int = Field(8, ge=1, description="Batches in a row without any signal before the run ends.")
+    checkpoint_every: int = Field(50, ge=1, description="Steps between checkpoints; the last step always makes one.")
+    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints to keep.")
+
+
+class ModelSection(Section):
+    """The policy: a folder, a hub id, or a built-in name."""
+
+    name: str = Field("smollm2-135m", description="Folder, hub id, `smollm2-135m`, or `tiny` (random weights, for tests).")
+    revision: str | None = Field(None, description="Hub revision; none: the default branch.")
+
+
+class DataSection(Section):
+    """Documents, references and how they become prompts."""
+
+    source: str = Field("aclsum", description="`aclsum`, a folder or file of JSONL, or a hub data set id.")
+    train_split: str = Field("train", description="Split to train on.")
+    eval_split: str = Field("val", description="Held-out split.")
+    document_field: str = Field("document", description="Field of a JSONL or hub record with the source text.")
+    summary_field: str = Field("summary", description="Field with the reference summary.")
+    max_document_tokens: int = Field(512, ge=16, description="Longer documents are cut at a sentence end, and counted.")
+    max_records: int | None = Field(None, ge=1, description="Use only the first so many training records.")
+    prompt: str = Field(
+        "Summarize the following text in about {target_tokens} tokens. Write only the summary.\n\n{document}",
+        description="User message; {target_tokens} and {document} are filled in.",
+    )
+    system_prompt: str | None = Field(None, description="System message; none: the model's own default.")
+
+    @model_validator(mode="after")
+    def _prompt_has_fields(self) -> Self:
+        for field in ("{target_tokens}", "{document}"):
+            if field not in self.prompt:
+                raise ValueError(f"data.prompt must contain {field}")
+        return self
+
+
+class LengthSection(Section):
+    """The length to learn, in tokens of the policy's tokenizer."""
+
+    target_tokens: int = Field(64, ge=1, description="Length asked for, stop token not counted.")
+    max_completion_tokens: int | None = Field(
+        None, ge=2, description="Most sampled tokens; none: max(2 x target, target + 32), which is also the least allowed."
+    )
+
+
+class SamplingSection(Section):
+    """How training completions are drawn. There is no top-p or top-k: they would falsify the logprobs."""
+
+    temperature: float = Field(1.0, gt=0, le=4, description="Divides the logits, on the sampling and the learning side.")
+
+
+class LearnerSection(Section):
+    """The optimizer and the loss."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the learner runs.")
+    threads: int | None = Field(None, ge=1, description="CPU threads of the learner; none: all cores.")
+    loss: Literal["dapo"] = Field("dapo", description="Aggregation of the token losses: mean over the batch's tokens.")
+    learning_rate: float = Field(1e-6, gt=0, description="Peak learning rate of AdamW.")
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear rise to the peak.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="Course after the warm-up.")
+    final_learning_rate_ratio: float = Field(0.0, ge=0, le=1, description="Last learning rate over the peak (linear, cosine).")
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.99, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this L2 norm.")
+    clip_low: float = Field(0.2, gt=0, lt=1, description="Ratio is clipped below at 1 - clip_low.")
+    clip_high: float = Field(0.28, gt=0, description="Ratio is clipped above at 1 + clip_high.")
+    advantage_scale: Literal["std", "none"] = Field("std", description="Divide by the group's standard deviation, or not.")
+    combine: Literal["auto", "normalize_then_sum", "sum_then_normalize"] = Field(
+        "auto", description="How several rewards become one advantage; auto: normalize_then_sum from two rewards on."
+    )
+    shared_prompt: bool = Field(True, description="Forward a group's prompt once.")
+    recompute: bool = Field(False, description="Recompute activations in the backward pass: less memory, a third more time.")
+    logit_chunk_tokens: int = Field(256, ge=1, description="Positions whose logits exist at once.")
+
+
+class RewardSection(Section):
+    """One reward: its weight, and options that the reward itself checks."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    weight: float = Field(1.0, description="Factor in the advantage; 0 shows the reward without training on it.")
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Options beyond the weight, for the reward's constructor."""
+        return dict(self.model_extra or {})
+
+
+class QueueSection(Section):
+    """Redis or Valkey and the leases in it."""
+
+    url: str | None = Field(None, description="redis://, rediss:// or unix:// URL; none: an embedded Valkey on this machine.")
+    password_env: str = Field("TERSELY_REDIS_PASSWORD", description="Environment variable with the password, if any.")
+    username: str | None = Field(None, description="Redis user; none: the one in the URL, or the default user.")
+    lease_seconds: float = Field(60.0, gt=0, description="A lease not renewed for this long is free for others.")
+    max_strikes: int = Field(3, ge=1, description="Reported failures before a group is quarantined.")
+    max_expired_leases: int = Field(10, ge=1, description="Expired leases before a group is quarantined as suspected poison.")
+
+
+class RpcSection(Section):
+    """gRPC of the trainer."""
+
+    host: str = Field("127.0.0.1", description="Address the trainer listens on; beyond loopback only with insecure_lan.")
+    port: int = Field(0, ge=0, le=65535, description="0: a free port.")
+    insecure_lan: bool = Field(False, description="Allow plaintext beyond loopback. Anyone on the network can read and write.")
+    chunk_bytes: int = Field(1 << 20, ge=1024, le=3 << 20, description="Bytes per chunk of weights.")
+
+
+class RolloutSection(Section):
+    """The workers that sample."""
+
+    workers: int = Field(1, ge=0, le=64, description="Rollout processes that `tersely up` starts.")
+    engine: Literal["torch", "stub"] = Field("torch", description="Engine of those workers.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the torch engine runs.")
+    threads: int | None = Field(None, ge=1, description="CPU threads per worker; none: all cores.")
+    batch_sequences: int = Field(16, ge=1, description="Sequences decoded together where order need not be bit-exact.")
+
+
+class ScorerSection(Section):
+    """The processes that compute rewards."""
+
+    workers: int = Field(1, ge=1, le=64, description="Scorer processes that `tersely up` starts.")
+
+
+class JudgeSection(Section):
+    """The language model that judges."""
+
+    enabled: bool = Field(False, description="Start a judge process with `tersely up`.")
+    endpoint: str | None = Field(None, description="URL of an OpenAI-compatible endpoint.")
+    model: str | None = Field(None, description="Model name at that endpoint.")
+    host: str = Field("127.0.0.1", description="Address the judge listens on; beyond loopback only with rpc.insecure_lan.")
+    port: int = Field(0, ge=0, le=65535, description="0: a free port.")
+
+
+class EvaluationSection(Section):
+    """Held-out evaluation before and after training, through the same workers and scorers."""
+
+    prompts: int = Field(50, ge=0, description="Held-out prompts, the first of the split; 0: no evaluation.")
+    samples: int = Field(1, ge=1, description="Sampled completions per prompt, beside the greedy one.")
+    seed: int = Field(1234, ge=0, description="Sampling seed of the evaluation.")
+
+
+class UpSection(Section):
+    """The supervisor."""
+
+    max_restarts: int = Field(5, ge=0, description="Deaths of one service within restart_window_seconds before `up` gives up.")
+    restart_window_seconds: float = Field(300.0, gt=0)
+    drain_seconds: float = Field(30.0, gt=0, description="Time a service has to end in good order before it is killed.")
+
+
+def _default_rewards() -> dict[str, RewardSection]:
+    return {"length": RewardSection()}
+
+
+Rewards = Annotated[dict[str, RewardSection], Field(min_length=1)]
+
+
+class Recipe(Section):
+    """A whole run. Every default is the value used when the key is left out."""
+
+    run: RunSection = RunSection()
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    length: LengthSection = LengthSection()
+    sampling: SamplingSection = SamplingSection()
+    learner: LearnerSection = LearnerSection()
+    rewards: Rewards = Field(default_factory=_default_rewards)
+    queue: QueueSection = QueueSection()
+    rpc: RpcSection = RpcSection()
+    rollout: RolloutSection = RolloutSection()
+    scorer: ScorerSection = ScorerSection()
+    judge: JudgeSection = JudgeSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    up: UpSection = UpSection()
+
+    @model_validator(mode="after")
+    def _check_across(self) -> Self:
+        least = self.least_completion_tokens
+        given = self.length.max_completion_tokens
+        if given is not None and given < least:
+            raise ValueError(
+                f"length.max_completion_tokens is {given}, but a target of {self.length.target_tokens} needs at least {least}:"
+                " a lower limit would cut completions off right where length is learned"
+            )
+        if not any(reward.weight != 0 for reward in self.rewards.values()):
+            raise ValueError("rewards: at least one reward needs a weight other than 0")
+        return self
+
+    @property
+    def least_completion_tokens(self) -> int:
+        """Least allowed limit for the target: max(2 x target, target + 32) tokens."""
+        return max(2 * self.length.target_tokens, self.length.target_tokens + 32)
+
+    @property
+    def max_completion_tokens(self) -> int:
+        """Most sampled ids per completion, stop token included."""
+        return self.length.max_completion_tokens or self.least_completion_tokens
+
+    @property
+    def synchronous(self) -> bool:
+        """Whether every group names the weights it needs (max_staleness = 0)."""
+        return self.run.max_staleness == 0
+
+    @property
+    def credits(self) -> int:
+        """Most training groups outstanding at once."""
+        return (self.run.max_staleness + 1) * self.run.groups_per_step
+
+    def resolve_paths(self, base: Path) -> Recipe:
+        """Copy with `model.name` and `data.source` made absolute where they are paths relative to `base`."""
+        updates: dict[str, Section] = {}
+        if _is_path(self.model.name):
+            updates["model"] = self.model.model_copy(update={"name": str((base / self.model.name).resolve())})
+        if _is_path(self.data.source):
+            updates["data"] = self.data.model_copy(update={"source": str((base / self.data.source).resolve())})
+        return self.model_copy(update=updates) if updates else self
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~"))

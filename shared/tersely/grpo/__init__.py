@@ -1,0 +1,1 @@
+"""The mathematics of group-relative policy optimization: pure functions, no model, no I/O."""
