@@ -255,6 +255,7 @@ class FetchWeightsResponse(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
     PAYLOAD_SHA256_FIELD_NUMBER: _builtins.int
+    MANIFEST_FIELD_NUMBER: _builtins.int
     offset_bytes: _builtins.int
     """Where data begins in the payload."""
     data: _builtins.bytes
@@ -263,6 +264,10 @@ class FetchWeightsResponse(_message.Message):
     """Length of the whole payload in bytes."""
     payload_sha256: _builtins.str
     """SHA-256, hex, of the whole payload."""
+    @_builtins.property
+    def manifest(self) -> Global___WeightsManifest:
+        """Manifest of the version sent; in the first message of a stream only, which carries no data."""
+
     def __init__(
         self,
         *,
@@ -270,10 +275,11 @@ class FetchWeightsResponse(_message.Message):
         data: _builtins.bytes = ...,
         payload_bytes: _builtins.int = ...,
         payload_sha256: _builtins.str = ...,
+        manifest: Global___WeightsManifest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "offset_bytes", b"offset_bytes", "payload_bytes", b"payload_bytes", "payload_sha256", b"payload_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "manifest", b"manifest", "offset_bytes", b"offset_bytes", "payload_bytes", b"payload_bytes", "payload_sha256", b"payload_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
