@@ -42,19 +42,22 @@ class LoadedRecipe:
             yield key, value, self.sources.get(key, Source("default"))
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> LoadedRecipe:
+def load_recipe(
+    path: Path | None, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> LoadedRecipe:
     """Reads and checks a recipe.
 
     Args:
-        path: TOML file; relative paths inside it are relative to its folder.
+        path: TOML file; relative paths inside it are relative to its folder. None: no file, only the other layers.
         overrides: Items `dotted.key=value` of `--set`.
         environ: Environment to read; the process's own by default.
 
     Raises:
         ConfigFileMissing, ConfigSyntax, ConfigUnknownKey, ConfigValue.
     """
-    tree = _read_toml(path)
-    sources = {key: Source(f"file {path.name}") for key, _ in _flatten(tree)}
+    tree = _read_toml(path) if path else {}
+    sources = {key: Source(f"file {path.name}") for key, _ in _flatten(tree)} if path else {}
+    shown = path or Path("settings")
     env = os.environ if environ is None else environ
     for name in sorted(n for n in env if n.startswith(ENV_PREFIX)):
         key = name.removeprefix(ENV_PREFIX).lower().replace("__", ".")
@@ -66,12 +69,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), environ: Mapping[str,
             raise ConfigSyntax(f"--set {item!r} is not of the form key=value.", "Write it like --set run.steps=10.")
         _assign(tree, key.strip(), _parse_value(text), where="--set")
         sources[key.strip()] = Source("--set")
-    _refuse_unknown(Recipe, tree, "", path)
+    _refuse_unknown(Recipe, tree, "", shown)
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        raise _as_config_value(error, path) from None
-    return LoadedRecipe(recipe.resolve_paths(path.resolve().parent), sources)
+        raise _as_config_value(error, shown) from None
+    return LoadedRecipe(recipe.resolve_paths(path.resolve().parent if path else Path.cwd()), sources)
 
 
 def recipe_from_json(text: str) -> Recipe:
@@ -157,4 +160,6 @@ def _as_config_value(error: ValidationError, path: Path) -> ConfigValue:
         given = problem.get("input")
         shown = f" (given: {given!r})" if where and not isinstance(given, Mapping) else ""
         lines.append(f"{where}: {message}{shown}" if where else message)
-    return ConfigValue(f"{path}: " + "; ".join(lines) + ".", "Mend the value; `tersely config show FILE` lists all of them.")
+    return ConfigValue(
+        f"{path}: " + "; ".join(lines) + ".", "Mend the value; `tersely config show FILE` lists all of them."
+    )

@@ -21,9 +21,13 @@ class RunSection(Section):
     steps: int = Field(100, ge=1, description="Batches to train; each makes one policy version.")
     groups_per_step: int = Field(4, ge=1, description="Groups with signal per batch.")
     group_size: int = Field(8, ge=2, description="Completions per prompt.")
-    max_staleness: int = Field(0, ge=0, description="Versions a group may lag behind; 0 is synchronous and deterministic.")
+    max_staleness: int = Field(
+        0, ge=0, description="Versions a group may lag behind; 0 is synchronous and deterministic."
+    )
     max_refill: int = Field(16, ge=0, description="Replacement groups per step before training on what there is.")
-    max_steps_without_signal: int = Field(8, ge=1, description="Batches in a row without any signal before the run ends.")
+    max_steps_without_signal: int = Field(
+        8, ge=1, description="Batches in a row without any signal before the run ends."
+    )
     checkpoint_every: int = Field(50, ge=1, description="Steps between checkpoints; the last step always makes one.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints to keep.")
 
@@ -31,7 +35,9 @@ class RunSection(Section):
 class ModelSection(Section):
     """The policy: a folder, a hub id, or a built-in name."""
 
-    name: str = Field("smollm2-135m", description="Folder, hub id, `smollm2-135m`, or `tiny` (random weights, for tests).")
+    name: str = Field(
+        "smollm2-135m", description="Folder, hub id, `smollm2-135m`, or `tiny` (random weights, for tests)."
+    )
     revision: str | None = Field(None, description="Hub revision; none: the default branch.")
 
 
@@ -64,14 +70,18 @@ class LengthSection(Section):
 
     target_tokens: int = Field(64, ge=1, description="Length asked for, stop token not counted.")
     max_completion_tokens: int | None = Field(
-        None, ge=2, description="Most sampled tokens; none: max(2 x target, target + 32), which is also the least allowed."
+        None,
+        ge=2,
+        description="Most sampled tokens; none: max(2 x target, target + 32), which is also the least allowed.",
     )
 
 
 class SamplingSection(Section):
     """How training completions are drawn. There is no top-p or top-k: they would falsify the logprobs."""
 
-    temperature: float = Field(1.0, gt=0, le=4, description="Divides the logits, on the sampling and the learning side.")
+    temperature: float = Field(
+        1.0, gt=0, le=4, description="Divides the logits, on the sampling and the learning side."
+    )
 
 
 class LearnerSection(Section):
@@ -83,7 +93,9 @@ class LearnerSection(Section):
     learning_rate: float = Field(1e-6, gt=0, description="Peak learning rate of AdamW.")
     warmup_steps: int = Field(0, ge=0, description="Steps of linear rise to the peak.")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="Course after the warm-up.")
-    final_learning_rate_ratio: float = Field(0.0, ge=0, le=1, description="Last learning rate over the peak (linear, cosine).")
+    final_learning_rate_ratio: float = Field(
+        0.0, ge=0, le=1, description="Last learning rate over the peak (linear, cosine)."
+    )
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.99, ge=0, lt=1)
     adam_epsilon: float = Field(1e-8, gt=0)
@@ -91,12 +103,16 @@ class LearnerSection(Section):
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this L2 norm.")
     clip_low: float = Field(0.2, gt=0, lt=1, description="Ratio is clipped below at 1 - clip_low.")
     clip_high: float = Field(0.28, gt=0, description="Ratio is clipped above at 1 + clip_high.")
-    advantage_scale: Literal["std", "none"] = Field("std", description="Divide by the group's standard deviation, or not.")
+    advantage_scale: Literal["std", "none"] = Field(
+        "std", description="Divide by the group's standard deviation, or not."
+    )
     combine: Literal["auto", "normalize_then_sum", "sum_then_normalize"] = Field(
         "auto", description="How several rewards become one advantage; auto: normalize_then_sum from two rewards on."
     )
     shared_prompt: bool = Field(True, description="Forward a group's prompt once.")
-    recompute: bool = Field(False, description="Recompute activations in the backward pass: less memory, a third more time.")
+    recompute: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, a third more time."
+    )
     logit_chunk_tokens: int = Field(256, ge=1, description="Positions whose logits exist at once.")
 
 
@@ -116,20 +132,28 @@ class RewardSection(Section):
 class QueueSection(Section):
     """Redis or Valkey and the leases in it."""
 
-    url: str | None = Field(None, description="redis://, rediss:// or unix:// URL; none: an embedded Valkey on this machine.")
+    url: str | None = Field(
+        None, description="redis://, rediss:// or unix:// URL; none: an embedded Valkey on this machine."
+    )
     password_env: str = Field("TERSELY_REDIS_PASSWORD", description="Environment variable with the password, if any.")
     username: str | None = Field(None, description="Redis user; none: the one in the URL, or the default user.")
     lease_seconds: float = Field(60.0, gt=0, description="A lease not renewed for this long is free for others.")
     max_strikes: int = Field(3, ge=1, description="Reported failures before a group is quarantined.")
-    max_expired_leases: int = Field(10, ge=1, description="Expired leases before a group is quarantined as suspected poison.")
+    max_expired_leases: int = Field(
+        10, ge=1, description="Expired leases before a group is quarantined as suspected poison."
+    )
 
 
 class RpcSection(Section):
     """gRPC of the trainer."""
 
-    host: str = Field("127.0.0.1", description="Address the trainer listens on; beyond loopback only with insecure_lan.")
+    host: str = Field(
+        "127.0.0.1", description="Address the trainer listens on; beyond loopback only with insecure_lan."
+    )
     port: int = Field(0, ge=0, le=65535, description="0: a free port.")
-    insecure_lan: bool = Field(False, description="Allow plaintext beyond loopback. Anyone on the network can read and write.")
+    insecure_lan: bool = Field(
+        False, description="Allow plaintext beyond loopback. Anyone on the network can read and write."
+    )
     chunk_bytes: int = Field(1 << 20, ge=1024, le=3 << 20, description="Bytes per chunk of weights.")
 
 
@@ -147,6 +171,8 @@ class ScorerSection(Section):
     """The processes that compute rewards."""
 
     workers: int = Field(1, ge=1, le=64, description="Scorer processes that `tersely up` starts.")
+    host: str = Field("127.0.0.1", description="Address of ScoringService; beyond loopback only with rpc.insecure_lan.")
+    port: int = Field(0, ge=0, le=65535, description="Port of ScoringService (a scorer without a run); 0: a free port.")
 
 
 class JudgeSection(Section):
@@ -155,7 +181,9 @@ class JudgeSection(Section):
     enabled: bool = Field(False, description="Start a judge process with `tersely up`.")
     endpoint: str | None = Field(None, description="URL of an OpenAI-compatible endpoint.")
     model: str | None = Field(None, description="Model name at that endpoint.")
-    host: str = Field("127.0.0.1", description="Address the judge listens on; beyond loopback only with rpc.insecure_lan.")
+    host: str = Field(
+        "127.0.0.1", description="Address the judge listens on; beyond loopback only with rpc.insecure_lan."
+    )
     port: int = Field(0, ge=0, le=65535, description="0: a free port.")
 
 
@@ -170,7 +198,9 @@ class EvaluationSection(Section):
 class UpSection(Section):
     """The supervisor."""
 
-    max_restarts: int = Field(5, ge=0, description="Deaths of one service within restart_window_seconds before `up` gives up.")
+    max_restarts: int = Field(
+        5, ge=0, description="Deaths of one service within restart_window_seconds before `up` gives up."
+    )
     restart_window_seconds: float = Field(300.0, gt=0)
     drain_seconds: float = Field(30.0, gt=0, description="Time a service has to end in good order before it is killed.")
 
