@@ -1,0 +1,30 @@
+"""Engines: what turns prompt groups into sampled completions. One protocol (`base`), one contract suite for all."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+from tersely.errors import ConfigValue, PackageMissing
+from tersely.rollout.engines.base import Capabilities, Engine, EngineSettings, GeneratedGroup
+
+__all__ = ["Capabilities", "Engine", "EngineSettings", "GeneratedGroup", "open_engine"]
+
+
+def open_engine(name: str, settings: EngineSettings) -> Engine:
+    """Makes the engine that an installed package registers under `tersely.engines`; it holds no model yet.
+
+    Raises:
+        ConfigValue: No package registers that name.
+        PackageMissing: The engine's own dependencies are not installed.
+    """
+    known = {point.name: point for point in entry_points(group="tersely.engines")}
+    if name not in known:
+        raise ConfigValue(f"There is no rollout engine {name!r}.", f"Use one of: {', '.join(sorted(known))}.")
+    try:
+        engine: Engine = known[name].load()(settings)
+    except ModuleNotFoundError as error:
+        raise PackageMissing(
+            f"The rollout engine {name!r} needs the Python package {error.name!r}.",
+            f"Install it with: pip install 'tersely[rollout-{name}]'",
+        ) from error
+    return engine
