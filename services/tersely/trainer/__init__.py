@@ -1,0 +1,1 @@
+"""The trainer: issues prompt groups, learns from scored ones, publishes policy versions."""

@@ -1,0 +1,254 @@
+"""Brings a batch together: issues groups as credits allow, judges what comes back, refills what falls out.
+
+Credits: at most ``(max_staleness + 1) * groups_per_step`` training groups are open at once (on their way, or accepted
+and waiting for their batch). A group that falls out frees its credit, which its replacement inherits; after `max_refill`
+replacements in one step no more are sent, and the step trains on what it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from tersely.config import Recipe
+from tersely.grpo.advantages import has_signal
+from tersely.telemetry.events import EventLog
+from tersely.trainer.evaluation import EvaluationDesk
+from tersely.trainer.issuing import Issuer
+from tersely.trainer.ledger import Issue, Ledger, Outcome
+from tersely.trainer.ring import EVALUATION_PREFIX, Arrival, Ring
+from tersely.trainer.samples import reward_columns
+from tersely.trainer.wal import WriteAheadLog
+from tersely.types import GroupId, PolicyVersion, WeightsLabel
+from tersely.v1 import common_pb2, group_pb2, log_pb2
+
+log = structlog.get_logger(__name__)
+
+_OUTCOMES = {
+    Outcome.STALE: log_pb2.GROUP_OUTCOME_STALE,
+    Outcome.NO_SIGNAL: log_pb2.GROUP_OUTCOME_NO_SIGNAL,
+    Outcome.QUARANTINED: log_pb2.GROUP_OUTCOME_QUARANTINED,
+}
+
+
+class Collector:
+    """The life of training groups between issue and batch.
+
+    Args:
+        recipe: Settings.
+        issuer: Makes groups.
+        ledger: The books.
+        ring: The streams.
+        wal: The write-ahead log.
+        events: The event log.
+        desk: Takes evaluation groups as they come by.
+        on_dropped: Told of each arrival that falls out, with its outcome (for the samples file).
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        issuer: Issuer,
+        ledger: Ledger,
+        ring: Ring,
+        wal: WriteAheadLog,
+        events: EventLog,
+        *,
+        desk: EvaluationDesk,
+        on_dropped: Callable[[Arrival, Outcome], None],
+    ) -> None:
+        self._recipe = recipe
+        self._issuer = issuer
+        self._ledger = ledger
+        self._ring = ring
+        self._wal = wal
+        self._events = events
+        self._desk = desk
+        self._on_dropped = on_dropped
+        self._weights = {name: reward.weight for name, reward in recipe.rewards.items()}
+        self._accepted: dict[GroupId, Arrival] = {}
+        self._labels: dict[PolicyVersion, str] = {}
+        self._current: WeightsLabel | None = None
+        self._missing: set[GroupId] = set()
+        self._dropped_this_step = 0
+        self.refills_exhausted = False
+
+    def begin_step(self, current: WeightsLabel) -> None:
+        """The step now collected for is sampled (synchronous) or judged (asynchronous) at these weights."""
+        self._current = current
+        self._labels[current.policy_version] = current.weights_sha256
+        self._dropped_this_step = 0
+        self.refills_exhausted = False
+
+    def know_label(self, label: WeightsLabel) -> None:
+        """Registers weights of the past whose samples may still come in."""
+        self._labels[label.policy_version] = label.weights_sha256
+
+    @property
+    def outstanding(self) -> int:
+        """Training groups whose return is awaited."""
+        return len(self._ledger.open) - len(self._accepted)
+
+    @property
+    def dropped_this_step(self) -> int:
+        """Groups that fell out since the step began."""
+        return self._dropped_this_step
+
+    def top_up(self, remaining_steps: int) -> None:
+        """Issues as many groups as credits, the refill limit and the rest of the run allow."""
+        per_step = self._recipe.run.groups_per_step
+        wanted = min(self._recipe.credits, remaining_steps * per_step) - len(self._ledger.open)
+        beyond = self._dropped_this_step - self._recipe.run.max_refill
+        if beyond > 0:
+            self.refills_exhausted = True
+            wanted -= beyond
+        for _ in range(wanted):
+            issue = self._issuer.issue(self._ledger.next_issue_number)
+            self._wal.append(
+                log_pb2.LogRecord(
+                    group_issued=log_pb2.GroupIssued(
+                        group_id=issue.group_id, issue_number=issue.issue_number, prompt_id=issue.prompt_id
+                    )
+                ),
+                sync=False,
+            )
+            self._ledger.record_issue(issue)
+            self._events.write(
+                "group_issued", group_id=issue.group_id, issue_number=issue.issue_number, prompt_id=issue.prompt_id
+            )
+            self.send(issue)
+
+    def send(self, issue: Issue) -> None:
+        """Puts an issued group (again) on its way."""
+        required = self._current if self._recipe.synchronous else None
+        self._ring.send(self._issuer.training_group(issue, required))
+
+    def resend_lost(self) -> int:
+        """Sends groups again that are open, not accepted, and in no stream: the server was wiped, or there was a crash.
+
+        A group is only sent again when it was missing at two calls in a row, because one may be between two streams.
+        A needless copy costs work and is counted as a duplicate; it is never trained on.
+        """
+        missing, _ = self._ledger.discrepancy(self._ring.training_groups_in_streams())
+        lost = {group_id for group_id in missing if group_id not in self._accepted}
+        again = lost & self._missing
+        for group_id in again:
+            issue = self._ledger.open[group_id]
+            log.warning("group found in no stream, sent again", group_id=group_id, issue_number=issue.issue_number)
+            self._events.write("group_resent", group_id=group_id, issue_number=issue.issue_number)
+            self.send(issue)
+        self._missing = lost - again
+        return len(again)
+
+    def poll(self, block_seconds: float) -> None:
+        """Takes what has arrived and decides on it; waits up to `block_seconds` for the first."""
+        self.take(self._ring.take(64, block_seconds))
+        for quarantined in self._ring.newly_quarantined():
+            if quarantined.group_id.startswith(EVALUATION_PREFIX):
+                self._desk.quarantined(quarantined.group_id)
+            else:
+                self._drop(GroupId(quarantined.group_id), Outcome.QUARANTINED, quarantined.error_message)
+
+    def take(self, arrivals: list[Arrival]) -> None:
+        """Decides on arrivals: evaluation, duplicate, dropped or accepted."""
+        for arrival in arrivals:
+            if arrival.group.group.prompt.purpose == common_pb2.GROUP_PURPOSE_EVALUATION:
+                self._desk.take(arrival)
+            else:
+                self._take_training(arrival)
+
+    def batch(self) -> list[Arrival] | None:
+        """A complete batch in issue order, leaving the rest for later; None while it is not complete.
+
+        An empty list means that all groups of the step fell out and none may be sent any more.
+        """
+        self._drop_overaged()
+        per_step = self._recipe.run.groups_per_step
+        if len(self._accepted) < per_step and not (self.refills_exhausted and self.outstanding == 0):
+            return None
+        ordered = sorted(self._accepted.values(), key=lambda arrival: arrival.group.group.prompt.issue_number)
+        return ordered[:per_step]
+
+    def remove(self, batch: list[Arrival]) -> None:
+        """Takes a logged batch out of the waiting groups."""
+        for arrival in batch:
+            group_id = GroupId(arrival.group.group.prompt.group_id)
+            del self._accepted[group_id]
+            self._ledger.record_outcome(group_id, Outcome.TRAINED)
+
+    def close_out(self) -> None:
+        """At the end of a run: whatever is still accepted will not be trained on."""
+        for group_id, arrival in list(self._accepted.items()):
+            self._drop(group_id, Outcome.STALE, "the run ended", arrival)
+
+    def _take_training(self, arrival: Arrival) -> None:
+        prompt = arrival.group.group.prompt
+        group_id = GroupId(prompt.group_id)
+        if group_id in self._accepted or group_id not in self._ledger.open:
+            self._ledger.duplicates += 1
+            self._events.write("group_duplicate", group_id=group_id, issue_number=prompt.issue_number)
+            self._ring.acknowledge([arrival.lease])
+            return
+        reason = self._label_fault(arrival)
+        if reason:
+            self._drop(group_id, Outcome.STALE, reason, arrival)
+        elif not has_signal(reward_columns(arrival.group), self._weights):
+            self._drop(
+                group_id,
+                Outcome.NO_SIGNAL,
+                "all weighted rewards are equal, or fewer than two could be scored",
+                arrival,
+            )
+        else:
+            self._accepted[group_id] = arrival
+
+    def _label_fault(self, arrival: Arrival) -> str:
+        for completion in arrival.group.group.completions:
+            for span in completion.version_spans:
+                label = WeightsLabel.from_proto(span.weights)
+                if self._labels.get(label.policy_version) != label.weights_sha256:
+                    return f"sampled by {label}, which this run does not know"
+        return self._staleness_fault(arrival)
+
+    def _staleness_fault(self, arrival: Arrival) -> str:
+        assert self._current is not None
+        lag = self._current.policy_version - oldest_version(arrival.group)
+        if lag > self._recipe.run.max_staleness:
+            return f"{lag} versions old, max_staleness is {self._recipe.run.max_staleness}"
+        return ""
+
+    def _drop_overaged(self) -> None:
+        for group_id, arrival in list(self._accepted.items()):
+            reason = self._staleness_fault(arrival)
+            if reason:
+                self._drop(group_id, Outcome.STALE, reason, arrival)
+
+    def _drop(self, group_id: GroupId, outcome: Outcome, reason: str, arrival: Arrival | None = None) -> None:
+        issue = self._ledger.open.get(group_id)
+        if issue is None:
+            return
+        dropped = log_pb2.GroupDropped(group_id=group_id, outcome=_OUTCOMES[outcome], reason=reason)
+        self._wal.append(log_pb2.LogRecord(group_dropped=dropped), sync=True)
+        self._ledger.record_outcome(group_id, outcome)
+        self._accepted.pop(group_id, None)
+        self._dropped_this_step += 1
+        self._events.write(f"group_{outcome}", group_id=group_id, issue_number=issue.issue_number, reason=reason)
+        if arrival is not None:
+            self._on_dropped(arrival, outcome)
+            self._ring.acknowledge([arrival.lease])
+
+
+def oldest_version(scored: group_pb2.ScoredGroup) -> PolicyVersion:
+    """The oldest policy version that sampled any token of the group."""
+    return PolicyVersion(
+        min(span.weights.policy_version for completion in scored.group.completions for span in completion.version_spans)
+    )
+
+
+def staleness(batch: list[Arrival], current: WeightsLabel) -> Mapping[GroupId, int]:
+    """Versions each group of a batch lags behind."""
+    return {
+        GroupId(arrival.group.group.prompt.group_id): current.policy_version - oldest_version(arrival.group)
+        for arrival in batch
+    }

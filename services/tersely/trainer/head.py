@@ -1,0 +1,115 @@
+"""Hidden states -> log-probabilities of the sampled tokens, without ever holding all logits.
+
+Shape letters: N positions, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def sampled_logprobs(
+    hidden_NH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    ids_N: torch.Tensor,
+    *,
+    temperature: float,
+    chunk_tokens: int,
+    compute_dtype: torch.dtype | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of one id per position, and the entropy of its distribution, in chunks of positions.
+
+    The softmax is in fp32 (float64 if the hidden states are). Only the last chunk, the first one that the backward pass
+    reaches, keeps its probabilities; the others compute their logits again there.
+
+    Args:
+        hidden_NH: Final hidden states; gradients flow into them.
+        weight_VH: Weight of the output head; gradients flow into it.
+        bias_V: Its bias, if it has one.
+        ids_N: The sampled ids.
+        temperature: Divides the logits.
+        chunk_tokens: Positions whose logits exist at once.
+        compute_dtype: Type of the matrix products; none: that of the hidden states.
+
+    Returns:
+        logprobs [N] with gradient and entropy [N] in nats without, both fp32 or wider.
+    """
+    logprobs, entropies = [], []
+    starts = range(0, hidden_NH.shape[0], chunk_tokens)
+    for start in starts:
+        part = slice(start, start + chunk_tokens)
+        keep = start == starts[-1]
+        logprob_N, entropy_N = _SampledLogprob.apply(  # type: ignore[no-untyped-call]
+            hidden_NH[part], weight_VH, bias_V, ids_N[part], temperature, keep, compute_dtype
+        )
+        logprobs.append(logprob_N)
+        entropies.append(entropy_N)
+    if not logprobs:
+        empty = hidden_NH.sum(-1)
+        return empty, empty.detach()
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+class _SampledLogprob(torch.autograd.Function):
+    """One chunk. d logprob / d logits = (onehot - softmax) / temperature, so nothing but the softmax is needed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: torch.Tensor,
+        weight_VH: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        ids_N: torch.Tensor,
+        temperature: float,
+        keep: bool,
+        compute_dtype: torch.dtype | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        compute_dtype = compute_dtype or hidden_NH.dtype
+        logprob_NV = _log_softmax(hidden_NH, weight_VH, bias_V, temperature, compute_dtype)
+        logprob_N = logprob_NV.gather(-1, ids_N[:, None])[:, 0]
+        probability_NV = logprob_NV.exp()
+        entropy_N = -torch.linalg.vecdot(probability_NV, logprob_NV)
+        kept = [probability_NV] if keep and any(ctx.needs_input_grad) else []
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, ids_N, *kept)
+        ctx.temperature, ctx.compute_dtype = temperature, compute_dtype
+        ctx.mark_non_differentiable(entropy_N)
+        return logprob_N, entropy_N
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient_N: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        hidden_NH, weight_VH, bias_V, ids_N, *kept = ctx.saved_tensors
+        if kept:
+            # Not in place: the same graph may be walked twice (retain_graph).
+            probability_NV = kept[0]
+        else:
+            probability_NV = _log_softmax(hidden_NH, weight_VH, bias_V, ctx.temperature, ctx.compute_dtype).exp_()
+        gradient_N1 = gradient_N[:, None] / ctx.temperature
+        gradient_NV = probability_NV * -gradient_N1
+        # Each row has one sampled id, so no two additions meet and the result does not depend on threads.
+        gradient_NV.scatter_add_(-1, ids_N[:, None], gradient_N1)
+        grad_bias_V = gradient_NV.sum(0).to(bias_V.dtype) if bias_V is not None else None
+        gradient_NV = gradient_NV.to(ctx.compute_dtype)
+        grad_hidden_NH = (gradient_NV @ weight_VH.to(ctx.compute_dtype)).to(hidden_NH.dtype)
+        grad_weight_VH = (gradient_NV.T @ hidden_NH.to(ctx.compute_dtype)).to(weight_VH.dtype)
+        return grad_hidden_NH, grad_weight_VH, grad_bias_V, None, None, None, None
+
+
+def _log_softmax(
+    hidden_NH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    temperature: float,
+    compute_dtype: torch.dtype,
+) -> torch.Tensor:
+    logits_NV = hidden_NH.to(compute_dtype) @ weight_VH.to(compute_dtype).T
+    if logits_NV.dtype in (torch.bfloat16, torch.float16):
+        logits_NV = logits_NV.float()
+    if bias_V is not None:
+        logits_NV += bias_V
+    if temperature != 1.0:
+        logits_NV /= temperature
+    return torch.log_softmax(logits_NV, -1)

@@ -1,0 +1,85 @@
+"""From an issue number to a PromptGroup: a pure function of recipe, data and run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tersely.config import Recipe
+from tersely.data.order import prompt_index
+from tersely.data.prompts import PreparedPrompt
+from tersely.grpo.seeds import group_id, group_seed
+from tersely.trainer.ledger import Issue
+from tersely.trainer.ring import EVALUATION_PREFIX
+from tersely.types import IssueNumber, RunId, WeightsLabel
+from tersely.v1 import common_pb2, group_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """Makes the groups of one run.
+
+    Attributes:
+        run_id: The run.
+        incarnation: Of the trainer that sends.
+        recipe: Settings.
+        prompts: Training prompts, in file order.
+        stop_token_ids: Ids that end a completion.
+    """
+
+    run_id: RunId
+    incarnation: int
+    recipe: Recipe
+    prompts: Sequence[PreparedPrompt]
+    stop_token_ids: tuple[int, ...]
+
+    def issue(self, number: IssueNumber) -> Issue:
+        """Which prompt has this number, and the id of its group."""
+        prompt = self._prompt(number)
+        return Issue(group_id(self.run_id, number, prompt.prompt_id), number, prompt.prompt_id)
+
+    def training_group(self, issue: Issue, required: WeightsLabel | None) -> group_pb2.PromptGroup:
+        """The message for an issue; `required` names the weights in a synchronous run."""
+        prompt = self._prompt(issue.issue_number)
+        group = self._group(prompt, self.recipe.run.group_size, required)
+        group.group_id = issue.group_id
+        group.issue_number = issue.issue_number
+        group.purpose = common_pb2.GROUP_PURPOSE_TRAINING
+        group.sampling.temperature = self.recipe.sampling.temperature
+        group.sampling.seed = group_seed(self.recipe.run.seed, issue.issue_number, issue.prompt_id)
+        return group
+
+    def evaluation_group(
+        self, name: str, index: int, prompt: PreparedPrompt, required: WeightsLabel
+    ) -> group_pb2.PromptGroup:
+        """A held-out prompt: one greedy completion, then the sampled ones."""
+        evaluation = self.recipe.evaluation
+        group = self._group(prompt, 1 + evaluation.samples, required)
+        group.group_id = f"{EVALUATION_PREFIX}{name}-{group_id(self.run_id, index, prompt.prompt_id)}"
+        group.issue_number = index
+        group.purpose = common_pb2.GROUP_PURPOSE_EVALUATION
+        group.sampling.greedy_samples = 1
+        group.sampling.temperature = 1.0
+        group.sampling.seed = group_seed(evaluation.seed, index, prompt.prompt_id)
+        return group
+
+    def _prompt(self, number: IssueNumber) -> PreparedPrompt:
+        return self.prompts[prompt_index(self.recipe.run.seed, number, len(self.prompts))]
+
+    def _group(self, prompt: PreparedPrompt, size: int, required: WeightsLabel | None) -> group_pb2.PromptGroup:
+        group = group_pb2.PromptGroup(
+            run_id=self.run_id,
+            prompt_id=prompt.prompt_id,
+            prompt_token_ids=prompt.token_ids,
+            group_size=size,
+            stop_token_ids=self.stop_token_ids,
+            target_tokens=prompt.target_tokens,
+            document=prompt.document,
+            reference=prompt.reference,
+            document_tokens_cut=prompt.document_tokens_cut,
+            trainer_incarnation=self.incarnation,
+        )
+        group.sampling.max_completion_tokens = self.recipe.max_completion_tokens
+        if required is not None:
+            group.required_weights.CopyFrom(required.to_proto())
+        return group

@@ -1,0 +1,94 @@
+"""The books of a run: what was issued, what became of it. The trainer alone decides, and this is where.
+
+    issued = in_flight + trained + stale + no_signal + quarantined
+
+`open` holds the groups whose fate is not decided. What is *in flight* is counted from the streams (ring.py) and held
+against these books by `discrepancy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tersely.types import GroupId, IssueNumber
+
+
+class Outcome(StrEnum):
+    """How a group ended."""
+
+    TRAINED = "trained"
+    STALE = "stale"
+    NO_SIGNAL = "no_signal"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """One issued group."""
+
+    group_id: GroupId
+    issue_number: IssueNumber
+    prompt_id: str
+
+
+class Ledger:
+    """Issues and outcomes of one run. Not thread-safe: the training loop owns it."""
+
+    def __init__(self) -> None:
+        self._open: dict[GroupId, Issue] = {}
+        self._outcomes: dict[GroupId, Outcome] = {}
+        self._next_issue = 0
+        self.duplicates = 0
+
+    @property
+    def next_issue_number(self) -> IssueNumber:
+        """Number of the next issue; the cursor into the data."""
+        return IssueNumber(self._next_issue)
+
+    @property
+    def open(self) -> Mapping[GroupId, Issue]:
+        """Groups issued whose outcome is not decided, in the order of their issue."""
+        return self._open
+
+    def record_issue(self, issue: Issue) -> None:
+        """Books an issue; numbers must come without a gap.
+
+        Raises:
+            ValueError: when the number is not the next one: a fault of ours, never of the data.
+        """
+        if issue.issue_number != self._next_issue:
+            raise ValueError(f"issue {issue.issue_number} booked, {self._next_issue} expected")
+        self._open[issue.group_id] = issue
+        self._next_issue += 1
+
+    def record_outcome(self, group_id: GroupId, outcome: Outcome) -> bool:
+        """Books how a group ended; False (and nothing booked) when it is unknown or has an outcome already."""
+        if group_id not in self._open:
+            return False
+        del self._open[group_id]
+        self._outcomes[group_id] = outcome
+        return True
+
+    def outcome(self, group_id: GroupId) -> Outcome | None:
+        """How a group ended, if it did."""
+        return self._outcomes.get(group_id)
+
+    def counts(self, in_flight: int) -> dict[str, int]:
+        """The books with `in_flight` as counted from the streams."""
+        totals = dict.fromkeys((outcome.value for outcome in Outcome), 0)
+        for outcome in self._outcomes.values():
+            totals[outcome.value] += 1
+        return {"issued": self._next_issue, **totals, "in_flight": in_flight}
+
+    def discrepancy(self, in_streams: Set[GroupId]) -> tuple[list[GroupId], list[GroupId]]:
+        """(Open groups found in no stream, training groups in a stream that were never issued)."""
+        missing = [group_id for group_id in self._open if group_id not in in_streams]
+        unknown = [group_id for group_id in in_streams if group_id not in self._open and group_id not in self._outcomes]
+        return missing, unknown
+
+
+def open_in_flight(ledger: Ledger, in_streams: Iterable[GroupId]) -> int:
+    """Groups in flight: those in a stream whose fate is open (a late second copy of a finished group is not)."""
+    return sum(1 for group_id in set(in_streams) if group_id in ledger.open)

@@ -1,0 +1,126 @@
+"""fp32 master weights and their optimizer, apart from the model that runs.
+
+bf16 has 8 bits of mantissa: at a learning rate of 1e-6 most updates are smaller than half a step of the weight they
+would change, and adding them to bf16 weights loses them. The masters add them up; the model, the snapshots and so the
+samplers hold the masters rounded to bf16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from tersely.config.schema import LearnerSection
+from tersely.errors import CheckpointInvalid
+
+MASTER = "master"
+OPTIMIZER_KINDS = ("step", "exp_avg", "exp_avg_sq")  # torch's names, a scalar and two tensors like the master
+
+
+class MasterWeights:
+    """Masters of all trainable parameters of a model, tied ones once, with AdamW.
+
+    On construction the model's parameters are rounded to what is published.
+
+    Args:
+        model: The model that runs, in fp32; its parameters are written in place.
+        section: Optimizer settings. Weight decay leaves vectors (norms, biases) alone.
+    """
+
+    def __init__(self, model: torch.nn.Module, section: LearnerSection) -> None:
+        self._parameters = dict(sorted(model.named_parameters()))
+        self._masters = {
+            name: torch.nn.Parameter(parameter.detach().to(torch.float32, copy=True))
+            for name, parameter in self._parameters.items()
+        }
+        matrices = [master for master in self._masters.values() if master.dim() > 1]
+        vectors = [master for master in self._masters.values() if master.dim() <= 1]
+        self._max_grad_norm = section.max_grad_norm
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": section.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            lr=section.learning_rate,
+            betas=(section.adam_beta1, section.adam_beta2),
+            eps=section.adam_epsilon,
+            fused=True,
+        )
+        self._steps = 0
+        self._round()
+
+    def step(self, learning_rate: float) -> float:
+        """One AdamW step with the gradients that the model's parameters hold; they are gone afterwards.
+
+        Returns:
+            L2 norm of the gradient before clipping. If it is not finite nothing else has happened.
+        """
+        for name, parameter in self._parameters.items():
+            self._masters[name].grad, parameter.grad = parameter.grad, None
+        norm = float(torch.nn.utils.clip_grad_norm_(self._masters.values(), self._max_grad_norm))
+        if norm - norm == 0:  # neither inf nor NaN
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate
+            self._optimizer.step()
+            self._steps += 1
+            self._round()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    @torch.no_grad()
+    def published(self) -> dict[str, torch.Tensor]:
+        """bf16 copies on the CPU by sorted name, tied tensors once."""
+        return {name: master.to("cpu", torch.bfloat16, copy=True) for name, master in self._masters.items()}
+
+    @torch.no_grad()
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """CPU copies of masters and optimizer state as `kind/name`, and how many steps the optimizer has done."""
+        tensors = {f"{MASTER}/{name}": master.to("cpu", copy=True) for name, master in self._masters.items()}
+        for name, master in self._masters.items():
+            for kind, tensor in self._optimizer.state.get(master, {}).items():
+                tensors[f"{kind}/{name}"] = tensor.to("cpu", copy=True)
+        return tensors, {"optimizer_steps": self._steps}
+
+    @torch.no_grad()
+    def load_state(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+        """Take over what `state` returned, bit by bit.
+
+        Raises:
+            CheckpointInvalid: if names, shapes or types are not those of this model; nothing is changed then.
+        """
+        steps = meta.get("optimizer_steps")
+        if not isinstance(steps, int) or steps < 0:
+            raise CheckpointInvalid("The checkpoint does not say how many optimizer steps it is from.", _WAY_OUT)
+        # A parameter that no gradient ever reached has no optimizer state.
+        stepped = {name.partition("/")[2] for name in tensors if not name.startswith(f"{MASTER}/")}
+        expected = {f"{MASTER}/{name}": master.shape for name, master in self._masters.items()}
+        for name in stepped & self._masters.keys():
+            shape = self._masters[name].shape
+            expected |= {f"{kind}/{name}": torch.Size() if kind == "step" else shape for kind in OPTIMIZER_KINDS}
+        if wrong := expected.keys() ^ tensors.keys():
+            raise CheckpointInvalid(
+                f"The checkpoint and the model differ in {len(wrong)} tensors, first {min(wrong)}.", _WAY_OUT
+            )
+        for name, shape in expected.items():
+            if tensors[name].shape != shape or tensors[name].dtype != torch.float32:
+                raise CheckpointInvalid(f"Tensor {name} of the checkpoint has another shape or type.", _WAY_OUT)
+
+        self._optimizer.state.clear()
+        for name, master in self._masters.items():
+            master.copy_(tensors[f"{MASTER}/{name}"])
+            if name in stepped:
+                self._optimizer.state[master] = {
+                    kind: tensors[f"{kind}/{name}"].to(master.device, copy=True) for kind in OPTIMIZER_KINDS
+                }
+        self._steps = steps
+        self._round()
+
+    @torch.no_grad()
+    def _round(self) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(self._masters[name].to(torch.bfloat16))
+
+
+_WAY_OUT = "Resume with the recipe and model that the checkpoint was made with, or start a new run directory."

@@ -1,0 +1,150 @@
+"""The trainer's end of the ring: sends prompt groups, takes scored ones, counts what is on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import redis
+
+from tersely.config.schema import QueueSection
+from tersely.queue.connect import redis_errors
+from tersely.queue.entries import Lease, StreamDepth
+from tersely.queue.keys import RunKeys
+from tersely.queue.quarantine import QuarantineReader
+from tersely.queue.stream import WorkStream
+from tersely.types import GroupId, RunId
+from tersely.v1 import common_pb2, group_pb2
+
+EVALUATION_PREFIX = "eval-"
+"""Evaluation groups carry it in their id, so that they can be told from training groups without reading them."""
+
+_TRAINER_LEASE_SECONDS = 86_400.0  # one consumer, which keeps what it took until the batch is logged
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A scored group with the lease that holds it."""
+
+    lease: Lease
+    group: group_pb2.ScoredGroup
+
+
+class Ring:
+    """Streams of one run as the trainer sees them.
+
+    Args:
+        client: Connection that nobody else blocks on.
+        run_id: The run.
+        queue: Lease settings.
+    """
+
+    def __init__(self, client: redis.Redis, run_id: RunId, queue: QueueSection) -> None:
+        self._client = client
+        self.keys = RunKeys(run_id)
+
+        def stream(key: str, group: str, lease_seconds: float) -> WorkStream:
+            return WorkStream(
+                client,
+                key,
+                group,
+                "trainer",
+                lease_seconds=lease_seconds,
+                max_strikes=queue.max_strikes,
+                max_expired_leases=queue.max_expired_leases,
+                quarantine_key=self.keys.quarantine,
+            )
+
+        self.prompts = stream(self.keys.prompts, "rollout", queue.lease_seconds)
+        self.completions = stream(self.keys.completions, "scorer", queue.lease_seconds)
+        self.scored = stream(self.keys.scored, "trainer", _TRAINER_LEASE_SECONDS)
+        self._quarantine = QuarantineReader(client, self.keys.quarantine)
+
+    def create(self) -> None:
+        """Makes the three streams and their consumer groups where they are missing."""
+        for stream in (self.prompts, self.completions, self.scored):
+            stream.create()
+
+    def send(self, group: group_pb2.PromptGroup) -> None:
+        """Puts a group on its way."""
+        self.prompts.add(GroupId(group.group_id), group.SerializeToString())
+
+    def take(self, count: int, block_seconds: float) -> list[Arrival]:
+        """Scored groups that have arrived; unreadable ones get a strike and end in the quarantine."""
+        return self._read(self.scored.lease(count, block_seconds))
+
+    def take_again(self) -> list[Arrival]:
+        """Groups that an earlier trainer of this run took and did not acknowledge."""
+        return self._read(self.scored.pending_of_consumer())
+
+    def acknowledge(self, leases: list[Lease]) -> None:
+        """Lets go of groups whose outcome is in the log."""
+        if leases:
+            self.scored.ack(leases)
+
+    def reject(self, lease: Lease, error_kind: str, message: str) -> None:
+        """Reports a scored group that can't be used; the third time it goes to the quarantine."""
+        self.scored.fail(lease, error_kind, message)
+
+    def newly_quarantined(self) -> list[group_pb2.QuarantinedGroup]:
+        """Groups set aside since the last call."""
+        return self._quarantine.read()
+
+    def depths(self) -> dict[str, StreamDepth]:
+        """Waiting and leased entries per stream."""
+        return {
+            "prompts": self.prompts.depth(),
+            "completions": self.completions.depth(),
+            "scored": self.scored.depth(),
+        }
+
+    def training_groups_in_streams(self) -> set[GroupId]:
+        """Ids of training groups now in any of the three streams."""
+        return {group_id for group_id in self.groups_in_streams() if not group_id.startswith(EVALUATION_PREFIX)}
+
+    def groups_in_streams(self) -> set[GroupId]:
+        """Ids of all groups now in any of the three streams.
+
+        The streams are read in the direction of travel, so that a group on the move is seen at least once.
+        """
+        found: set[GroupId] = set()
+        with redis_errors():
+            for key in (self.keys.prompts, self.keys.completions, self.keys.scored):
+                for _, fields in self._client.xrange(key):  # type: ignore[union-attr]
+                    group_id = fields.get(b"g", b"").decode()
+                    if group_id:
+                        found.add(GroupId(group_id))
+        return found
+
+    def _read(self, leases: list[Lease]) -> list[Arrival]:
+        arrivals = []
+        for lease in leases:
+            try:
+                group = group_pb2.ScoredGroup.FromString(lease.payload)
+                check_scored_group(group)
+            except ValueError as error:  # protobuf's DecodeError is one
+                self.reject(lease, "entry_invalid", f"{type(error).__name__}: {error}")
+                continue
+            arrivals.append(Arrival(lease, group))
+        return arrivals
+
+
+def check_scored_group(scored: group_pb2.ScoredGroup) -> None:
+    """Raises ValueError when a group does not hold together: nobody trains on half a group."""
+    prompt, completions = scored.group.prompt, scored.group.completions
+    if len(completions) != prompt.group_size or len(scored.rewards) != prompt.group_size:
+        raise ValueError(
+            f"group of {prompt.group_size} came back with {len(completions)} completions, {len(scored.rewards)} rewards"
+        )
+    for index, completion in enumerate(completions):
+        if completion.sample_index != index:
+            raise ValueError(f"sample {completion.sample_index} stands at place {index}")
+        tokens = len(completion.token_ids)
+        if tokens == 0 or tokens > prompt.sampling.max_completion_tokens:
+            raise ValueError(f"sample {index} has {tokens} tokens, limit {prompt.sampling.max_completion_tokens}")
+        if len(completion.behaviour_logprobs) != tokens:
+            raise ValueError(f"sample {index} has {len(completion.behaviour_logprobs)} logprobs for {tokens} tokens")
+        if sum(span.token_count for span in completion.version_spans) != tokens:
+            raise ValueError(f"sample {index}: its version spans do not cover its {tokens} tokens")
+        stopped = completion.token_ids[-1] in prompt.stop_token_ids
+        if stopped != (completion.finish_reason == common_pb2.FINISH_REASON_STOP):
+            raise ValueError(f"sample {index}: finish reason and last token contradict each other")

@@ -1,0 +1,150 @@
+"""The folder of a run: where things lie, who may write, and how often a trainer has started here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tersely.config import Recipe
+from tersely.errors import CheckpointInvalid, RunDirBusy, RunDirMissing, RunDirNotEmpty, TrainerSuperseded
+from tersely.telemetry.atomic import write_atomic
+
+# Sections that fix the course of training; where it listens or how many workers it has does not.
+_COURSE = ("run", "model", "data", "length", "sampling", "learner", "rewards")
+_FREE_RUN_KEYS = ("steps", "checkpoint_every", "keep_checkpoints")
+
+
+class RunDirectory:
+    """Paths of a run, held under a lock while a trainer works in it.
+
+    Args:
+        path: The folder; created when it is not there.
+        resume: Go on with the run in it; else it must not hold one.
+
+    Raises:
+        RunDirBusy, RunDirMissing, RunDirNotEmpty.
+    """
+
+    def __init__(self, path: Path, *, resume: bool) -> None:
+        self.path = path.resolve()
+        if resume and not self.log_file.exists():
+            raise RunDirMissing(
+                f"There is no run to resume in {self.path}.", "Leave out --resume to begin a new run there."
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path / ".trainer.lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunDirBusy(
+                f"Another trainer is working in {self.path}.", "Stop it first, or choose another --run-dir."
+            ) from None
+        if not resume and self.log_file.exists():
+            self._lock.release()
+            raise RunDirNotEmpty(
+                f"{self.path} holds a run already.", "Add --resume to go on with it, or choose another --run-dir."
+            )
+        self.incarnation = self._read_incarnation() + 1
+        write_atomic(self.path / "incarnation", str(self.incarnation))
+
+    @property
+    def log_file(self) -> Path:
+        """The write-ahead log."""
+        return self.path / "log" / "run.wal"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    def file(self, name: str) -> Path:
+        """A file at the top of the run directory."""
+        return self.path / name
+
+    def write_json(self, name: str, value: object) -> None:
+        """Replaces a JSON file of the run in one step."""
+        write_atomic(self.file(name), json.dumps(value, indent=2) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file of the run, or None when it is not there."""
+        path = self.file(name)
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def announce(self, *, run_id: str, trainer_address: str, redis_url: str) -> None:
+        """Writes run.json: how others find this trainer."""
+        facts = {
+            "run_id": run_id,
+            "trainer_address": trainer_address,
+            "redis_url": redis_url,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "incarnation": self.incarnation,
+            "started": time.time(),
+        }
+        self.write_json("run.json", facts)
+
+    def check_incarnation(self) -> None:
+        """Stops an older trainer that wakes up after a newer one took over.
+
+        Raises:
+            TrainerSuperseded.
+        """
+        newest = self._read_incarnation()
+        if newest != self.incarnation:
+            raise TrainerSuperseded(
+                f"Trainer incarnation {newest} has taken over {self.path}; this one is {self.incarnation}.",
+                "Nothing to do: the newer trainer goes on with the run.",
+            )
+
+    def abandon_if_unused(self) -> None:
+        """Takes back what was written before the run's log was begun, so that a failed start leaves nothing behind."""
+        if self.log_file.exists():
+            return
+        for name in ("incarnation", "run.json", "recipe.json", "status.json", "events.jsonl", "samples.jsonl"):
+            self.file(name).unlink(missing_ok=True)
+        self._lock.release()
+        self.file(".trainer.lock").unlink(missing_ok=True)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    def release(self) -> None:
+        """Gives the lock back."""
+        self._lock.release()
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _read_incarnation(self) -> int:
+        path = self.path / "incarnation"
+        return int(path.read_text()) if path.exists() else 0
+
+
+def course_sha256(recipe: Recipe) -> str:
+    """Hash of the settings that fix the course of training, hex."""
+    tree = recipe.model_dump(mode="json", include=set(_COURSE))
+    for key in _FREE_RUN_KEYS:
+        tree["run"].pop(key)
+    tree["learner"].pop("threads")
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def refuse_other_course(logged_sha256: str, recipe: Recipe) -> None:
+    """Raises CheckpointInvalid when the run was begun with settings that would have led it elsewhere."""
+    if logged_sha256 != course_sha256(recipe):
+        raise CheckpointInvalid(
+            "The recipe differs from the one this run was begun with, in settings that change what is learned.",
+            "Resume with the recipe in the run directory (recipe.json shows it), or begin a new run.",
+        )

@@ -1,0 +1,104 @@
+"""From scored groups to what others read: the learner's groups, rows of samples.jsonl, figures of a step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tersely.trainer.learner import TrainingGroup
+from tersely.types import GroupId
+from tersely.v1 import common_pb2, group_pb2
+
+WITHIN_TOKENS = 5
+"""A completion is "within" when it stopped by itself at most so many tokens from its target."""
+
+
+def reward_columns(scored: group_pb2.ScoredGroup) -> dict[str, tuple[float | None, ...]]:
+    """Per reward, one value per completion; None where it could not be computed."""
+    names = [value.name for value in scored.rewards[0].rewards] if scored.rewards else []
+    return {
+        name: tuple(row.rewards[i].value if row.rewards[i].HasField("value") else None for row in scored.rewards)
+        for i, name in enumerate(names)
+    }
+
+
+def training_group(scored: group_pb2.ScoredGroup) -> TrainingGroup:
+    """What the learner needs of a group: sampled ids as they were sampled."""
+    group = scored.group
+    return TrainingGroup(
+        group_id=GroupId(group.prompt.group_id),
+        prompt_ids=tuple(group.prompt.prompt_token_ids),
+        completion_ids=tuple(tuple(completion.token_ids) for completion in group.completions),
+        behaviour_logprobs=tuple(tuple(completion.behaviour_logprobs) for completion in group.completions),
+        rewards=reward_columns(scored),
+    )
+
+
+def length_tokens(completion: group_pb2.Completion) -> int:
+    """Length of a completion: sampled ids without the stop token."""
+    return len(completion.token_ids) - int(stopped(completion))
+
+
+def stopped(completion: group_pb2.Completion) -> bool:
+    """Whether the completion ended by itself."""
+    return completion.finish_reason == common_pb2.FINISH_REASON_STOP
+
+
+def is_within(completion: group_pb2.Completion, target_tokens: int) -> bool:
+    """Whether it stopped by itself within +-5 tokens of the target; a truncated completion never counts."""
+    return stopped(completion) and abs(length_tokens(completion) - target_tokens) <= WITHIN_TOKENS
+
+
+def sample_rows(
+    scored: group_pb2.ScoredGroup, *, step: int, outcome: str, advantages: Sequence[float | None] | None
+) -> Iterator[dict[str, Any]]:
+    """Rows for samples.jsonl, one per completion."""
+    prompt, columns = scored.group.prompt, reward_columns(scored)
+    for index, completion in enumerate(scored.group.completions):
+        yield {
+            "step": step,
+            "outcome": outcome,
+            "group_id": prompt.group_id,
+            "issue_number": prompt.issue_number,
+            "prompt_id": prompt.prompt_id,
+            "sample_index": index,
+            "policy_version": completion.version_spans[0].weights.policy_version,
+            "target_tokens": prompt.target_tokens,
+            "tokens": length_tokens(completion),
+            "stopped": stopped(completion),
+            "rewards": {name: values[index] for name, values in columns.items()},
+            "advantage": None if advantages is None else advantages[index],
+            "text": completion.text,
+            "document": prompt.document,
+            "reference": prompt.reference,
+            "document_tokens_cut": prompt.document_tokens_cut,
+            "rollout_node_id": scored.group.rollout_node_id,
+            "scorer_node_id": scored.scorer_node_id,
+        }
+
+
+def batch_figures(batch: Sequence[group_pb2.ScoredGroup]) -> dict[str, Any]:
+    """Figures of a batch that need no model: rewards, lengths, how completions ended."""
+    pairs = [
+        (group.group.prompt.target_tokens, completion) for group in batch for completion in group.group.completions
+    ]
+    lengths = [length_tokens(completion) for _, completion in pairs]
+    count = len(pairs)
+    return {
+        "rewards": _mean_rewards([reward_columns(group) for group in batch]),
+        "mean_tokens": sum(lengths) / count,
+        "mean_abs_length_error": sum(abs(n - target) for n, (target, _) in zip(lengths, pairs, strict=True)) / count,
+        "within_5": sum(is_within(completion, target) for target, completion in pairs) / count,
+        "truncated": sum(not stopped(completion) for _, completion in pairs) / count,
+        "length_histogram": sorted(Counter(lengths).items()),
+        "completions": count,
+    }
+
+
+def _mean_rewards(columns: Sequence[Mapping[str, tuple[float | None, ...]]]) -> dict[str, float | None]:
+    means: dict[str, float | None] = {}
+    for name in columns[0]:
+        values = [value for column in columns for value in column[name] if value is not None]
+        means[name] = sum(values) / len(values) if values else None
+    return means

@@ -1,0 +1,70 @@
+"""The trainer as a process: everything is read and checked before anything is written or listens."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+
+import psutil
+import structlog
+
+from tersely.config import load_recipe
+from tersely.data.prompts import prepare_prompts
+from tersely.data.records import load_records
+from tersely.errors import ConfigValue, TerselyError
+from tersely.models.locate import locate_model
+from tersely.models.tokenizer import PolicyTokenizer
+from tersely.node.drain import DrainSignal
+from tersely.node.options import ServiceOptions
+from tersely.queue.connect import connect, password_from
+from tersely.telemetry.logging import configure_logging
+from tersely.trainer.run_directory import RunDirectory
+from tersely.trainer.session import Inputs, run_session
+
+log = structlog.get_logger(__name__)
+
+
+def run_trainer(options: ServiceOptions) -> int:
+    """Trains a run to its end, or until a drain.
+
+    Returns:
+        0 when the run is finished, 75 when it was drained before its end (it can be resumed).
+    """
+    configure_logging("trainer", json=options.log_json)
+    drain = DrainSignal()
+    drain.install()
+    if options.recipe is None or options.run_dir is None:
+        raise ConfigValue("The trainer needs a recipe and a run directory.", "Give --recipe FILE and --run-dir DIR.")
+    inputs = _read_inputs(options)
+    with ExitStack() as stack:
+        directory = stack.enter_context(RunDirectory(options.run_dir, resume=options.resume))
+        try:
+            return run_session(inputs, directory, drain, stack)
+        except TerselyError:
+            if not options.resume:
+                directory.abandon_if_unused()
+            raise
+
+
+def _read_inputs(options: ServiceOptions) -> Inputs:
+    assert options.recipe is not None
+    recipe = load_recipe(options.recipe, options.overrides).recipe
+    if options.threads is not None:
+        recipe = recipe.model_copy(update={"learner": recipe.learner.model_copy(update={"threads": options.threads})})
+    redis_url = options.redis_url or recipe.queue.url
+    if redis_url is None:
+        raise ConfigValue(
+            "The trainer on its own needs a Redis or Valkey server.",
+            "Give --redis-url redis://HOST:6379 or set queue.url; `tersely up` brings an embedded server.",
+        )
+    client = connect(redis_url, username=recipe.queue.username, password=password_from(recipe.queue, os.environ))
+    target = recipe.length.target_tokens
+    train = load_records(recipe.data, recipe.data.train_split, target)
+    held_out = load_records(recipe.data, recipe.data.eval_split, target) if recipe.evaluation.prompts else []
+    folder = locate_model(recipe.model.name, recipe.model.revision)
+    tokenizer = PolicyTokenizer.from_folder(folder)
+    prompts = prepare_prompts(train[: recipe.data.max_records], tokenizer, recipe.data, target)
+    eval_prompts = prepare_prompts(held_out[: recipe.evaluation.prompts], tokenizer, recipe.data, target)
+    cut = sum(1 for prompt in prompts if prompt.document_tokens_cut)
+    log.info("data ready", prompts=len(prompts), held_out=len(eval_prompts), documents_cut=cut)
+    return Inputs(recipe, redis_url, client, folder, tokenizer, prompts, eval_prompts, psutil.Process().create_time())

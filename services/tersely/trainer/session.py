@@ -1,0 +1,229 @@
+"""One trainer at work on one run: puts the parts together, runs the loop, and leaves everything in order."""
+
+from __future__ import annotations
+
+import platform
+import secrets
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import redis
+import structlog
+
+from tersely.config import Recipe
+from tersely.data.prompts import PreparedPrompt
+from tersely.models.tokenizer import PolicyTokenizer
+from tersely.node.drain import DrainSignal
+from tersely.node.heartbeat import Heartbeater, read_nodes
+from tersely.node.servicer import NodeServicer
+from tersely.rpc.server import GrpcServer
+from tersely.telemetry.events import EventLog
+from tersely.telemetry.samples import SampleLog
+from tersely.trainer.collector import Collector
+from tersely.trainer.evaluation import EvaluationDesk
+from tersely.trainer.export import export_policy
+from tersely.trainer.issuing import Issuer
+from tersely.trainer.learner import Learner
+from tersely.trainer.ledger import open_in_flight
+from tersely.trainer.loop import Parts, TrainingLoop
+from tersely.trainer.nodes import node_facts
+from tersely.trainer.report import build_report
+from tersely.trainer.resume import History, Position, read_log, restore
+from tersely.trainer.ring import Ring
+from tersely.trainer.run_directory import RunDirectory, course_sha256, refuse_other_course
+from tersely.trainer.run_service import RunServicer
+from tersely.trainer.samples import sample_rows
+from tersely.trainer.status import Status, StatusWriter
+from tersely.trainer.wal import WriteAheadLog
+from tersely.types import NodeId, PolicyVersion, RunId, WeightsLabel
+from tersely.v1 import checkpoint_pb2_grpc, log_pb2, node_pb2, node_pb2_grpc, run_pb2_grpc
+from tersely.weights.servicer import CheckpointServicer
+from tersely.weights.store import SnapshotStore
+
+log = structlog.get_logger(__name__)
+
+FINISHED, DRAINED = 0, 75
+"""Exit codes of a trainer that ended in good order; 75 (EX_TEMPFAIL) means: start again with --resume."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a run is made of, read and checked."""
+
+    recipe: Recipe
+    redis_url: str
+    client: redis.Redis
+    model_folder: Path
+    tokenizer: PolicyTokenizer
+    train_prompts: Sequence[PreparedPrompt]
+    eval_prompts: Sequence[PreparedPrompt]
+    process_started: float
+
+
+def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, stack: ExitStack) -> int:
+    """Runs the loop with everything around it; `stack` closes what was opened.
+
+    Returns:
+        FINISHED or DRAINED.
+    """
+    recipe = inputs.recipe
+    history = read_log(directory.log_file) if directory.log_file.exists() else History()
+    if history.run_id is not None:
+        refuse_other_course(history.recipe_sha256, recipe)
+    run_id = history.run_id or RunId(f"r-{secrets.token_hex(4)}")
+    stop_token_ids = inputs.tokenizer.stop_token_ids
+    store = SnapshotStore(run_id, inputs.model_folder, stop_token_ids, recipe.rpc.chunk_bytes, directory.incarnation)
+    status = Status(
+        run_id=run_id,
+        state="starting",
+        step=0,
+        steps=recipe.run.steps,
+        policy_version=-1,
+        incarnation=directory.incarnation,
+        waiting_for="the model to be loaded",
+        groups=history.ledger.counts(0),
+        nodes=[],
+        queues={},
+        last_step=None,
+        evaluation=None,
+    )
+    public_url = _without_password(inputs.redis_url)
+    server = GrpcServer(recipe.rpc.host, recipe.rpc.port, recipe.rpc.insecure_lan)
+    server.add(
+        lambda s: checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server(CheckpointServicer(store), s), store.close
+    )
+    node_servicer = NodeServicer(run_id, recipe.model_dump_json(), public_url, directory.incarnation)
+    server.add(lambda s: node_pb2_grpc.add_NodeServiceServicer_to_server(node_servicer, s))
+    server.add(lambda s: run_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(status, drain), s))
+    address = server.start()
+    stack.callback(server.stop)
+
+    ring = Ring(inputs.client, run_id, recipe.queue)
+    ring.create()
+    events = stack.enter_context(EventLog(directory.file("events.jsonl")))
+    wal = stack.enter_context(WriteAheadLog(directory.log_file))
+    samples = stack.enter_context(SampleLog(directory.file("samples.jsonl")))
+    directory.write_json("recipe.json", recipe.model_dump(mode="json"))
+    directory.announce(run_id=run_id, trainer_address=address, redis_url=public_url)
+    resumed = history.run_id is not None
+    events.write(
+        "run_resumed" if resumed else "run_started",
+        run_id=run_id,
+        incarnation=directory.incarnation,
+        process_started=inputs.process_started,
+        recipe=recipe.model_dump(mode="json"),
+    )
+    heartbeat = Heartbeater(
+        inputs.client, ring.keys, NodeId(f"trainer-{directory.incarnation}"), node_pb2.NODE_ROLE_TRAINER
+    )
+    heartbeat.start()
+    stack.callback(heartbeat.leave)
+    ledger = history.ledger
+
+    def refresh() -> dict[str, Any]:
+        state = status.snapshot()
+        heartbeat.update(
+            state=state["state"], detail=state["waiting_for"] or "", policy_version=state["policy_version"]
+        )
+        in_flight = open_in_flight(ledger, ring.training_groups_in_streams())
+        return {
+            "groups": {**ledger.counts(in_flight), "duplicates": ledger.duplicates},
+            "nodes": [node_facts(node) for node in read_nodes(inputs.client, ring.keys)],
+            "queues": {name: {"waiting": d.waiting, "leased": d.leased} for name, d in ring.depths().items()},
+        }
+
+    writer = StatusWriter(directory, status, refresh)
+    writer.start()
+    stack.callback(writer.stop)
+
+    learner = Learner(
+        inputs.model_folder,
+        recipe.learner,
+        temperature=recipe.sampling.temperature,
+        reward_weights={name: reward.weight for name, reward in recipe.rewards.items()},
+        total_steps=recipe.run.steps,
+    )
+    first = store.prepare(0, learner.published())
+    initial = history.initial or first.label
+    wal.append(_started(run_id, directory.incarnation, initial, recipe), sync=True)
+    if directory.read_json("evaluation-before.json") is None:
+        store.announce(first)
+        store.pin(first.label)
+    position = restore(history, directory, learner, store, wal, events) if resumed else Position(0, initial)
+    if position.label != initial:
+        store.publish(position.label.policy_version, learner.published())
+    status.update(step=position.step, policy_version=position.label.policy_version)
+
+    issuer = Issuer(run_id, directory.incarnation, recipe, inputs.train_prompts, stop_token_ids)
+    desk = EvaluationDesk(ring)
+    collector = Collector(
+        recipe,
+        issuer,
+        ledger,
+        ring,
+        wal,
+        events,
+        desk=desk,
+        on_dropped=lambda arrival, outcome: _write_dropped(
+            samples, arrival.group, outcome, status.snapshot()["step"] + 1
+        ),
+    )
+    for known in (initial, *history.versions.values()):
+        collector.know_label(known)
+    collector.begin_step(position.label)
+    if resumed:
+        collector.take(ring.take_again())
+    parts = Parts(
+        recipe, directory, wal, ledger, ring, issuer, collector, desk, learner, store, events, samples, status, drain,
+        inputs.eval_prompts,
+    )  # fmt: skip
+    highest = PolicyVersion(max(history.highest_version, position.label.policy_version))
+    loop = TrainingLoop(parts, position, initial, highest)
+    try:
+        finished = loop.run()
+    except BaseException:
+        status.update(state="failed", waiting_for=None)
+        raise
+    if not finished:
+        events.write("run_drained", step=position.step)
+        status.update(state="drained", waiting_for=None)
+        return DRAINED
+    export_policy(inputs.model_folder, learner.published(), directory.file("policy"))
+    in_flight = open_in_flight(ledger, ring.training_groups_in_streams())
+    events.write("run_finished", run_id=run_id, groups=ledger.counts(in_flight))
+    report = build_report(directory, recipe, initial=initial, final=loop.label, groups=ledger.counts(in_flight))
+    directory.write_json("report.json", report)
+    status.update(state="finished", waiting_for=None)
+    return FINISHED
+
+
+def _started(run_id: RunId, incarnation: int, initial: WeightsLabel, recipe: Recipe) -> log_pb2.LogRecord:
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "tersely")}
+    return log_pb2.LogRecord(
+        trainer_started=log_pb2.TrainerStarted(
+            run_id=run_id,
+            incarnation=incarnation,
+            initial_weights=initial.to_proto(),
+            recipe_sha256=course_sha256(recipe),
+            environment={**versions, "python": platform.python_version(), "machine": platform.machine()},
+        )
+    )
+
+
+def _write_dropped(samples: SampleLog, scored: Any, outcome: str, step: int) -> None:
+    for row in sample_rows(scored, step=step, outcome=outcome, advantages=None):
+        samples.write(**row)
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    user = f"{parts.username}@" if parts.username else ""
+    return urlunsplit(parts._replace(netloc=user + host))

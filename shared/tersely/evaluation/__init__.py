@@ -1,0 +1,1 @@
+"""Statistics for comparing policies on the same held-out prompts."""
