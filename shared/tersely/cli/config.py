@@ -1,0 +1,61 @@
+"""`tersely config show|check`: what a recipe comes to, and whether it can be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tersely.cli.options import JsonOption, SetOption
+
+if TYPE_CHECKING:
+    from tersely.config import Recipe
+
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Recipe, a TOML file.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    group = typer.Typer(help="Look at recipes.", no_args_is_help=True, rich_markup_mode=None)
+    group.command("show", help="Every setting, its value and where it comes from.")(show)
+    group.command("check", help="Exit 0 if the recipe can be used, else the error's code.")(check)
+    app.add_typer(group, name="config")
+
+
+def show(file: FileArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Prints the resolved recipe."""
+    from tersely.config import load_recipe
+
+    rows = list(load_recipe(file, overrides or ()).rows())
+    if as_json:
+        typer.echo(json.dumps({key: {"value": value, "source": source.text} for key, value, source in rows}, indent=2))
+        return
+    cells = [(key, json.dumps(value, ensure_ascii=False), source.text) for key, value, source in rows]
+    key_width = max(len(key) for key, _, _ in cells)
+    value_width = min(40, max(len(value) for _, value, _ in cells))
+    for key, value, source in cells:
+        typer.echo(f"{key:<{key_width}}  {value:<{value_width}}  {source}")
+
+
+def check(file: FileArgument, overrides: SetOption = None) -> None:
+    """Prints `ok`, or fails with the error's code."""
+    from tersely.config import load_recipe
+
+    check_rewards(load_recipe(file, overrides or ()).recipe)
+    typer.echo("ok")
+
+
+def check_rewards(recipe: Recipe) -> None:
+    """Raises RewardUnknown for a reward that no installed package provides."""
+    from importlib.metadata import entry_points
+
+    from tersely.errors import RewardUnknown
+
+    known = sorted(entry.name for entry in entry_points(group="tersely.rewards"))
+    for name in recipe.rewards:
+        if name not in known:
+            raise RewardUnknown(
+                f"rewards.{name}: no installed package provides this reward.", f"Known here: {', '.join(known)}."
+            )

@@ -1,0 +1,131 @@
+"""`tersely trainer|rollout|scorer|judge`: one service in this process; `tersely health` asks whether one answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from tersely.cli.options import SetOption
+from tersely.errors import PackageMissing
+from tersely.node.options import ServiceOptions
+
+GROUP = "tersely.services"
+EXTRAS = {"trainer": "trainer", "rollout": "rollout-torch", "scorer": "scorer", "judge": "judge"}
+
+ServiceEntry = Callable[[ServiceOptions], int]
+TrainerOption = Annotated[str | None, typer.Option("--trainer", metavar="HOST:PORT", help="Trainer to join.")]
+RecipeOption = Annotated[
+    Path | None, typer.Option("--recipe", metavar="FILE", help="Recipe, where no trainer gives it.")
+]
+LogJsonOption = Annotated[bool, typer.Option("--log-json", help="Log JSON lines.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")]
+
+
+def run_service(role: str, options: ServiceOptions) -> int:
+    """Finds the service by its entry point and runs it to its end.
+
+    Raises:
+        PackageMissing: The service, or a package it needs, is not installed.
+        TerselyError: Whatever the service raises.
+    """
+    found = [entry for entry in entry_points(group=GROUP) if entry.name == role]
+    way_out = f"Install it with: pip install 'tersely[{EXTRAS.get(role, role)}]'"
+    if not found:
+        raise PackageMissing(f"No installed package provides the service {role}.", way_out)
+    try:
+        return cast(ServiceEntry, found[0].load())(options)
+    except ModuleNotFoundError as error:
+        raise PackageMissing(
+            f"The {role} needs the Python package {error.name}, which is not installed.", way_out
+        ) from None
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command("trainer", help="Run the trainer of one run.")(trainer)
+    app.command("rollout", help="Run a worker that samples.")(rollout)
+    app.command("scorer", help="Run a worker that computes rewards.")(scorer)
+    app.command("judge", help="Run the judge.")(judge)
+    app.command("health", help="Exit 0 if a gRPC server answers and is serving, 1 if not.")(health)
+
+
+def trainer(
+    recipe: Annotated[Path, typer.Option("--recipe", metavar="FILE", help="Recipe of the run.")],
+    run_dir: Annotated[Path, typer.Option("--run-dir", metavar="DIR", help="Directory of the run.")],
+    redis_url: Annotated[str | None, typer.Option("--redis-url", metavar="URL", help="Instead of queue.url.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")] = False,
+    overrides: SetOption = None,
+    threads: ThreadsOption = None,
+    log_json: LogJsonOption = False,
+) -> None:
+    """Runs the trainer."""
+    options = ServiceOptions(
+        recipe=recipe,
+        run_dir=run_dir,
+        redis_url=redis_url,
+        resume=resume,
+        overrides=tuple(overrides or ()),
+        threads=threads,
+        log_json=log_json,
+    )
+    raise typer.Exit(run_service("trainer", options))
+
+
+def rollout(
+    address: Annotated[str, typer.Option("--trainer", metavar="HOST:PORT", help="Trainer to join.")],
+    engine: Annotated[str | None, typer.Option("--engine", help="Instead of rollout.engine.")] = None,
+    threads: ThreadsOption = None,
+    log_json: LogJsonOption = False,
+) -> None:
+    """Runs a rollout worker."""
+    options = ServiceOptions(trainer=address, engine=engine, threads=threads, log_json=log_json)
+    raise typer.Exit(run_service("rollout", options))
+
+
+def scorer(
+    address: TrainerOption = None,
+    recipe: RecipeOption = None,
+    overrides: SetOption = None,
+    threads: ThreadsOption = None,
+    log_json: LogJsonOption = False,
+) -> None:
+    """Runs a scorer."""
+    options = ServiceOptions(
+        trainer=address, recipe=recipe, overrides=tuple(overrides or ()), threads=threads, log_json=log_json
+    )
+    raise typer.Exit(run_service("scorer", options))
+
+
+def judge(
+    address: TrainerOption = None,
+    recipe: RecipeOption = None,
+    overrides: SetOption = None,
+    log_json: LogJsonOption = False,
+) -> None:
+    """Runs the judge."""
+    options = ServiceOptions(trainer=address, recipe=recipe, overrides=tuple(overrides or ()), log_json=log_json)
+    raise typer.Exit(run_service("judge", options))
+
+
+def health(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Server to ask.")],
+    timeout_seconds: Annotated[float, typer.Option("--timeout", help="Seconds to wait.")] = 3.0,
+) -> None:
+    """Asks grpc.health.v1 for the server's own state."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_seconds)
+        except grpc.RpcError as error:
+            typer.echo(f"{address}: {error.code().name.lower()}", err=True)
+            raise typer.Exit(1) from None
+    serving = answer.status == health_pb2.HealthCheckResponse.SERVING
+    typer.echo(f"{address}: {'serving' if serving else 'not serving'}", err=not serving)
+    raise typer.Exit(0 if serving else 1)

@@ -1,0 +1,55 @@
+"""`tersely status`: how a run stands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import typer
+
+from tersely.cli.options import JsonOption, RunDirOption
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("status", help="How a run stands, while it goes and after.")(status)
+
+
+def status(run_dir: RunDirOption, as_json: JsonOption = False) -> None:
+    """Prints the run's state."""
+    from tersely.supervise.run_dir import RunDir
+    from tersely.view.status import read_status
+
+    found = read_status(RunDir(run_dir.resolve()))
+    typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """The state as text."""
+    from tersely.view import figures
+    from tersely.view.plain import one_line
+
+    stale = f" (last word {figures.duration(found.get('age_seconds'))} ago)" if found.get("stale") else ""
+    text = [
+        f"run {found.get('run_id') or '-'}: {found['state']}{stale}",
+        f"step {found.get('step', 0)}/{found.get('steps', '-')}  version {found.get('policy_version', '-')}"
+        f"  {figures.duration(found.get('seconds'))}",
+    ]
+    if found.get("waiting_for"):
+        text.append(f"waits for {one_line(str(found['waiting_for']))}")
+    step = found.get("last_step") or {}
+    if step:
+        text.append(
+            f"last step: {figures.rewards(step)}  mean {figures.number(step.get('mean_tokens'))} tokens"
+            f"  |err| {figures.number(step.get('mean_abs_length_error'))}"
+            f"  within5 {figures.percent(step.get('within_5'))}"
+        )
+    groups = found.get("groups") or {}
+    text.append("groups: " + "  ".join(f"{name} {count}" for name, count in groups.items()))
+    for name, depth in (found.get("queues") or {}).items():
+        text.append(f"queue {name}: {depth.get('waiting', '-')} waiting, {depth.get('leased', '-')} leased")
+    for node in found.get("nodes") or []:
+        state = one_line(f"{node.get('state', '')} {node.get('detail') or ''}".strip())
+        text.append(f"{node.get('role', ''):<8} pid {node.get('pid')} on {node.get('host')}: {state}")
+    return text

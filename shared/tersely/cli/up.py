@@ -1,0 +1,124 @@
+"""`tersely up`: a whole run on this machine."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tersely.cli.options import SetOption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tersely.config import Recipe
+    from tersely.supervise.local_run import QueueServer, RunView
+    from tersely.supervise.run_dir import RunDir
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("up", help="Train: start the queue server and all services here, and watch over them.")(up)
+
+
+def up(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe, a TOML file.")],
+    overrides: SetOption = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", metavar="DIR", help="Default: runs/<recipe>-<time>.")
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="One line per step instead of the live view.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
+) -> None:
+    """Runs it to the end."""
+    from tersely.cli.config import check_rewards
+    from tersely.config import load_recipe
+    from tersely.supervise.local_run import LocalRun, UpPlan
+    from tersely.supervise.run_dir import RunDir, read_json
+
+    items = tuple(overrides or ())
+    loaded = load_recipe(recipe, items).recipe
+    check_rewards(loaded)
+    if resume and run_dir is None:
+        raise typer.BadParameter("--resume needs --run-dir: the directory of the run to go on with.")
+    path = (run_dir or Path("runs") / f"{recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
+    folder = RunDir(path)
+    folder.check_for_start(resume=resume)
+    make_server = _queue(loaded)
+    view = _LateView(folder, loaded, live=sys.stdout.isatty() and not plain)
+    plan = UpPlan(recipe_path=recipe.resolve(), recipe=loaded, overrides=items, run_dir=path, resume=resume)
+    outcome = LocalRun(plan, view, make_server).run()
+    if not outcome.finished:
+        step = (read_json(folder.status) or {}).get("step", 0)
+        again = ["tersely", "up", str(recipe), "--run-dir", str(path), "--resume"]
+        again += [word for item in items for word in ("--set", item)]
+        how = signal.Signals(outcome.signal_number).name if outcome.signal_number else "its trainer was stopped"
+        line = f"stopped ({how}) at step {step} of {loaded.run.steps}; go on with: {shlex.join(again)}"
+        typer.echo(line, err=True)
+        raise typer.Exit(outcome.exit_code)
+    _report(folder)
+
+
+class _LateView:
+    """Opens the real view at its first refresh: nothing is drawn for a run that never starts."""
+
+    def __init__(self, run_dir: RunDir, recipe: Recipe, *, live: bool) -> None:
+        self._run_dir, self._recipe, self._live = run_dir, recipe, live
+        self._view: RunView | None = None
+
+    def refresh(self) -> None:
+        """Shows what is new."""
+        if self._view is None:
+            self._view = self._open()
+        self._view.refresh()
+
+    def close(self) -> None:
+        """Ends the view, if there is one."""
+        if self._view is not None:
+            self._view.close()
+
+    def _open(self) -> RunView:
+        if self._live:
+            from rich.console import Console
+
+            from tersely.view.live import LiveView
+
+            return LiveView(self._run_dir, self._recipe, Console())
+        from tersely.view.plain import PlainView
+
+        return PlainView(self._run_dir, sys.stdout, self._recipe.run.steps)
+
+
+def _queue(recipe: Recipe) -> Callable[[Path], QueueServer] | None:
+    """The embedded server's maker; None after a look at the server that the recipe names.
+
+    Raises:
+        RedisUnreachable, RedisAuth, RedisTooOld.
+    """
+    import os
+
+    if recipe.queue.url is None:
+        from tersely.queue.embedded import EmbeddedServer
+
+        return EmbeddedServer
+    from tersely.queue.connect import connect, password_from
+
+    connect(recipe.queue.url, username=recipe.queue.username, password=password_from(recipe.queue, os.environ)).close()
+    return None
+
+
+def _report(run_dir: RunDir) -> None:
+    from tersely.report.html import write_report
+    from tersely.report.table import held_out_lines
+    from tersely.supervise.run_dir import read_json
+
+    report = read_json(run_dir.report) or {}
+    write_report(run_dir)
+    for line in held_out_lines(report):
+        typer.echo(line, err=True)
+    print(f"report: {run_dir.path}", flush=True)  # noqa: T201  # plain: the last line is read by programs

@@ -1,0 +1,174 @@
+"""report.html: one self-contained page. All text that comes from a run is escaped, completions are hostile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from tersely.report.charts import Point, line_chart
+from tersely.report.style import CSS
+from tersely.report.table import held_out_rows
+from tersely.supervise.run_dir import RunDir, read_json
+from tersely.telemetry.atomic import write_atomic
+from tersely.telemetry.events import read_events
+from tersely.view import figures
+
+WITHIN_TOKENS = 5
+_BOOKS = ("issued", "trained", "stale", "no_signal", "quarantined", "in_flight")
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def write_report(run_dir: RunDir) -> Path:
+    """Renders the page of a run that has a report.json, and returns its path."""
+    report = read_json(run_dir.report) or {}
+    recipe = read_json(run_dir.recipe) or {}
+    write_atomic(run_dir.report_html, render_report(report, list(read_events(run_dir.events)), recipe))
+    return run_dir.report_html
+
+
+def render_report(
+    report: Mapping[str, Any], events: Sequence[Mapping[str, Any]] = (), recipe: Mapping[str, Any] | None = None
+) -> str:
+    """The page.
+
+    Args:
+        report: What report.json holds; parts that are missing are left out.
+        events: The event log; its steps stand in where the report has no `curve`, its deaths are counted.
+        recipe: The resolved recipe.
+    """
+    target = report.get("target_tokens")
+    curve = report.get("curve") or [event for event in events if event.get("kind") == "step_finished"]
+    body = [
+        _headline(report, target),
+        _table(report),
+        _examples(report.get("examples") or [], target),
+        _charts(curve, target),
+        _books(report, events),
+        _recipe(recipe or {}),
+    ]
+    title = escape(f"tersely: {target} tokens" if target else "tersely")
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f"<title>{title}</title><style>{CSS}</style></head><body>\n"
+        + "\n".join(filter(None, body))
+        + "\n</body></html>\n"
+    )
+
+
+def _headline(report: Mapping[str, Any], target: object) -> str:
+    held_out = report.get("held_out") or {}
+    before = ((held_out.get("before") or {}).get("sampled") or {}).get("mean_abs_length_error")
+    after = ((held_out.get("after") or {}).get("sampled") or {}).get("mean_abs_length_error")
+    head = f"Summaries of {_text(target)} tokens"
+    if isinstance(before, int | float) and isinstance(after, int | float) and before > 0:
+        share = (after - before) / before
+        way = "lower" if share <= 0 else "higher"
+        head += f": length error {before:.1f} &rarr; {after:.1f} tokens, {abs(share) * 100:.0f} % {way}"
+    facts = [f"{_text(report.get('steps', '-'))} steps in {escape(figures.duration(report.get('seconds')))}"]
+    if report.get("seconds_to_first_step") is not None:
+        facts.append(f"first step after {escape(figures.duration(report['seconds_to_first_step']))}")
+    if report.get("max_completion_tokens") is not None:
+        facts.append(f"limit {_text(report['max_completion_tokens'])} tokens")
+    if report.get("run_id"):
+        facts.append(f"run {_text(report['run_id'])}")
+    return f"<h1>{head}</h1><p class='muted'>{' &middot; '.join(facts)}</p>"
+
+
+def _table(report: Mapping[str, Any]) -> str:
+    rows = held_out_rows(report)
+    if not rows:
+        return ""
+    count = ((((report.get("held_out") or {}).get("after")) or {}).get("sampled") or {}).get("n")
+    note = f"{_text(count)} held-out prompts, same prompt and same limit before and after." if count else ""
+    cells, mode = [], None
+    for row in rows:
+        first = " class='first'" if mode not in (None, row.mode) else ""
+        mode = row.mode
+        values = (f"{row.figure}, {row.mode}", row.before, row.after, row.change)
+        cells.append(f"<tr{first}>{''.join(f'<td>{escape(value)}</td>' for value in values)}</tr>")
+    head = "<tr><th>figure</th><th>before</th><th>after</th><th>change</th></tr>"
+    return f"<h2>Held out</h2><p class='muted'>{note}</p><div class='wide'><table>{head}{''.join(cells)}</table></div>"
+
+
+def _examples(examples: Sequence[Mapping[str, Any]], target: object) -> str:
+    if not examples:
+        return ""
+    parts = ["<h2>Before and after</h2>"]
+    for example in examples:
+        pair = "".join(
+            f"<div class='card'><span class='muted'>{name} &middot; </span>"
+            f"{_length(example.get(f'{name}_tokens'), target)}<p>{_text(example.get(name))}</p></div>"
+            for name in ("before", "after")
+        )
+        parts.append(
+            f"<section class='example'><p class='muted'>{_text(example.get('prompt_id'))}</p>"
+            f"<div class='pair'>{pair}</div><details><summary>reference and document</summary>"
+            f"<p><b>Reference.</b> {_text(example.get('reference'))}</p>"
+            f"<blockquote>{_text(example.get('document'))}</blockquote></details></section>"
+        )
+    return "".join(parts)
+
+
+def _length(tokens: object, target: object) -> str:
+    if not isinstance(tokens, int | float):
+        return ""
+    near = isinstance(target, int | float) and abs(tokens - target) <= WITHIN_TOKENS
+    return f"<span class='{'target' if near else 'off'}'>{tokens:g} tokens</span>"
+
+
+def _charts(curve: Sequence[Mapping[str, Any]], target: object) -> str:
+    rows = [row for row in curve if isinstance(row.get("step"), int | float)]
+    if not rows:
+        return ""
+    names = list(dict.fromkeys(name for row in rows for name in (row.get("rewards") or {})))
+    band = (target - WITHIN_TOKENS, target + WITHIN_TOKENS) if isinstance(target, int | float) else None
+    charts = [
+        line_chart("Mean tokens; shaded: target +-5", _points(rows, "mean_tokens"), band=band, unit="tokens"),
+        line_chart("Mean absolute length error, tokens", _points(rows, "mean_abs_length_error"), unit="tokens"),
+        line_chart("Share within +-5 tokens", _points(rows, "within_5"), percent=True),
+        *(
+            line_chart(f"Reward {name}", [(row["step"], _value((row.get("rewards") or {}).get(name))) for row in rows])
+            for name in names
+        ),
+    ]
+    note = "<p class='muted'>Means of each step's sampled batch.</p>"
+    return f"<h2>Training</h2>{note}<div class='grid'>{''.join(charts)}</div>"
+
+
+def _points(rows: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
+    return [(row["step"], _value(row.get(key))) for row in rows]
+
+
+def _value(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _books(report: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> str:
+    groups = report.get("groups") or {}
+    if not groups:
+        return ""
+    head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in _BOOKS)
+    cells = "".join(f"<td>{_text(groups.get(name, '-'))}</td>" for name in _BOOKS)
+    deaths = sum(event.get("kind") == "service_died" for event in events)
+    note = f"<p class='muted'>Services that died and were restarted: {deaths}.</p>" if deaths else ""
+    hashes = "".join(
+        f"<p class='muted'>{name} weights {_text(report.get(f'{name}_weights_sha256', '-'))}</p>"
+        for name in ("initial", "final")
+    )
+    return f"<h2>Groups</h2><div class='wide'><table><tr>{head}</tr><tr>{cells}</tr></table></div>{note}{hashes}"
+
+
+def _recipe(recipe: Mapping[str, Any]) -> str:
+    if not recipe:
+        return ""
+    shown = _text(json.dumps(recipe, indent=2, ensure_ascii=False))
+    return f"<h2>Recipe</h2><details><summary>all settings</summary><pre>{shown}</pre></details>"
+
+
+def _text(value: object) -> str:
+    return escape("" if value is None else str(value), quote=True)

@@ -1,0 +1,284 @@
+"""`tersely up`: the queue server and all services of one run as children of this process."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from filelock import FileLock, Timeout
+
+from tersely.config import Recipe
+from tersely.errors import RunDirBusy, ServiceFailed, TerselyError
+from tersely.supervise.run_dir import RunDir, read_json
+from tersely.supervise.supervisor import Child, ChildSpec, RestartLimits, Supervisor
+from tersely.telemetry.events import EventLog
+
+POLL_SECONDS = 0.1
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class RunView(Protocol):
+    """Shows the run while it goes."""
+
+    def refresh(self) -> None:
+        """Called at each poll; decides itself whether there is something new to show."""
+
+    def close(self) -> None:
+        """Called once, when nothing changes any more."""
+
+
+class QueueServer(Protocol):
+    """The embedded server, as far as it matters here."""
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+
+    def start(self) -> None:
+        """Starts it, again on the same port after it died; does nothing while it runs."""
+
+    def stop(self) -> None:
+        """Ends it."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpPlan:
+    """What to run.
+
+    Attributes:
+        recipe_path: Recipe file, given to the trainer.
+        recipe: The same, checked, with overrides.
+        overrides: Items of `--set`, given to the trainer.
+        run_dir: Run directory, absolute.
+        resume: Go on with the run in it.
+        cli: Command line that the services' names are appended to.
+    """
+
+    recipe_path: Path
+    recipe: Recipe
+    overrides: tuple[str, ...]
+    run_dir: Path
+    resume: bool = False
+    cli: tuple[str, ...] = (sys.executable, "-m", "tersely.cli")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How it ended: `signal_number` is None when the trainer came to its end."""
+
+    finished: bool
+    signal_number: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 128 + the signal that stopped it."""
+        return 0 if self.finished else 128 + (self.signal_number or signal.SIGTERM)
+
+
+class LocalRun:
+    """One run on this machine, from start to end.
+
+    Args:
+        plan: What to run.
+        view: Shows it.
+        make_server: Makes the queue server; None where the recipe names one by URL.
+    """
+
+    def __init__(self, plan: UpPlan, view: RunView, make_server: Callable[[Path], QueueServer] | None) -> None:
+        self.plan = plan
+        self.run_dir = RunDir(plan.run_dir)
+        self._view = view
+        self._make_server = make_server
+        self._server: QueueServer | None = None
+        self._signals: list[int] = []
+        self._wake = threading.Event()
+        self._address: str | None = None
+        self._server_deaths = 0
+
+    def run(self) -> Outcome:
+        """Starts all, watches until the trainer ends or a signal comes, ends all.
+
+        Raises:
+            RunDirBusy: Another `tersely up` works in this directory.
+            ServiceFailed: A service kept dying.
+            TerselyError: The error of a child that no restart cures.
+        """
+        existed, fresh = self.run_dir.path.exists(), not _has_entries(self.run_dir.path)
+        self.run_dir.logs.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.run_dir.path / ".up.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunDirBusy(
+                f"Another `tersely up` works in {self.run_dir.path}.",
+                "Wait for it, stop it, or give another --run-dir.",
+            ) from None
+        try:
+            with self._catch_signals():
+                return self._run_locked()
+        except ServiceFailed:
+            raise
+        except TerselyError:
+            if fresh and self._address is None:
+                self._take_back(existed)
+            raise
+        finally:
+            lock.release()
+
+    def _run_locked(self) -> Outcome:
+        up = self.plan.recipe.up
+        self.run_dir.run.unlink(missing_ok=True)
+        with EventLog(self.run_dir.events) as events:
+            supervisor = Supervisor(
+                self.run_dir.logs,
+                RestartLimits(up.max_restarts, up.restart_window_seconds),
+                on_event=events.write,
+                processes_file=self.run_dir.processes,
+            )
+            try:
+                if self._make_server is not None:
+                    self._server = self._make_server(self.run_dir.valkey)
+                    self._server.start()
+                for spec in self._specs(supervisor):
+                    supervisor.add(spec)
+                return self._watch(supervisor, events)
+            finally:
+                supervisor.stop_all(up.drain_seconds)
+                if self._server is not None:
+                    self._server.stop()
+                self._view.close()
+
+    def _watch(self, supervisor: Supervisor, events: EventLog) -> Outcome:
+        trainer = supervisor.children["trainer"]
+        while not self._signals:
+            supervisor.poll()
+            self._keep_server(events)
+            self._view.refresh()
+            if trainer.state == "stopped":
+                return Outcome(finished=self._finished())
+            if self._finished():
+                supervisor.restarting = False
+            self._wake.wait(POLL_SECONDS)
+        self._drain(supervisor, trainer)
+        return Outcome(finished=self._finished(), signal_number=self._signals[0])
+
+    def _drain(self, supervisor: Supervisor, trainer: Child) -> None:
+        # The trainer first: it may still need the others to finish the batch in hand.
+        supervisor.restarting = False
+        supervisor.request_stop("trainer")
+        deadline = time.monotonic() + self.plan.recipe.up.drain_seconds
+        while trainer.process is not None and trainer.process.poll() is None and time.monotonic() < deadline:
+            if len(self._signals) > 1:
+                supervisor.kill_all()
+            self._view.refresh()
+            time.sleep(POLL_SECONDS)
+        if trainer.process is not None and trainer.process.poll() is None:
+            trainer.process.kill()
+
+    def _specs(self, supervisor: Supervisor) -> Iterator[ChildSpec]:
+        recipe = self.plan.recipe
+        yield ChildSpec("trainer", "trainer", self._trainer_command, expected_end=True)
+
+        def listening() -> bool:
+            return self._read_address(supervisor.children["trainer"].pid) is not None
+
+        counts = {
+            "scorer": recipe.scorer.workers,
+            "rollout": recipe.rollout.workers,
+            "judge": int(recipe.judge.enabled),
+        }
+        for role, count in counts.items():
+            for index in range(count):
+                yield ChildSpec(f"{role}-{index}", role, self._node_command(role), ready=listening)
+
+    def _trainer_command(self, start: int) -> Sequence[str]:
+        self.run_dir.run.unlink(missing_ok=True)
+        command = [
+            *self.plan.cli,
+            "trainer",
+            "--recipe",
+            str(self.plan.recipe_path),
+            "--run-dir",
+            str(self.plan.run_dir),
+        ]
+        if self._server is not None:
+            command += ["--redis-url", self._server.url]
+        for item in self.plan.overrides:
+            command += ["--set", item]
+        if start > 0 and self._address is not None:  # the nodes know this address
+            command += ["--set", f"rpc.port={self._address.rpartition(':')[2]}"]
+        if self.plan.resume or (start > 0 and self.run_dir.holds_run()):
+            command.append("--resume")
+        return command
+
+    def _node_command(self, role: str) -> Callable[[int], Sequence[str]]:
+        return lambda start: [*self.plan.cli, role, "--trainer", str(self._address)]
+
+    def _read_address(self, trainer_pid: int | None) -> str | None:
+        run = read_json(self.run_dir.run)
+        if run is None or trainer_pid is None or run.get("pid") != trainer_pid:
+            return None
+        self._address = str(run["trainer_address"])
+        return self._address
+
+    def _finished(self) -> bool:
+        status = read_json(self.run_dir.status)
+        return self.run_dir.report.exists() and status is not None and status.get("state") == "finished"
+
+    def _keep_server(self, events: EventLog) -> None:
+        """Starts the queue server again when it died: its append-only file holds what was under way."""
+        server = self._server
+        if server is None or server.alive:
+            return
+        url = server.url
+        events.write("service_died", name="valkey", role="valkey", pid=server.pid)
+        self._server_deaths += 1
+        if self._server_deaths <= self.plan.recipe.up.max_restarts:
+            server.start()
+            events.write("service_restarted", name="valkey", role="valkey", pid=server.pid)
+            if server.url == url:
+                return
+        raise ServiceFailed(
+            f"The embedded Valkey server died and can't be brought back; its log is in {self.run_dir.valkey}.",
+            "Read the log there, then go on with --resume: nothing that was trained is lost.",
+        )
+
+    def _take_back(self, existed: bool) -> None:
+        """Removes what was begun for a run that never came to be."""
+        shutil.rmtree(self.run_dir.path, ignore_errors=True)
+        if existed:
+            self.run_dir.path.mkdir(exist_ok=True)
+
+    @contextmanager
+    def _catch_signals(self) -> Iterator[None]:
+        def note(number: int, frame: FrameType | None) -> None:
+            self._signals.append(number)
+            self._wake.set()
+
+        before = {number: signal.signal(number, note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _has_entries(path: Path) -> bool:
+    return path.is_dir() and any(path.iterdir())

@@ -1,0 +1,182 @@
+"""The picture of a run that stays in place on a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from tersely.config import Recipe
+from tersely.supervise.run_dir import RunDir
+from tersely.view import figures
+from tersely.view.follow import JsonlTail
+from tersely.view.plain import line_for, one_line
+from tersely.view.status import read_status
+
+REFRESH_SECONDS = 0.5
+SHOWN_EVENTS = 5
+BAR_WIDTH = 28
+
+
+class LiveView:
+    """Draws the run twice a second; writes nothing that stays but its last picture.
+
+    Args:
+        run_dir: The run.
+        recipe: Its recipe, for target and steps.
+        console: Where to draw.
+        clock: Seconds, monotonic; tests move it.
+    """
+
+    def __init__(
+        self, run_dir: RunDir, recipe: Recipe, console: Console, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._run_dir = run_dir
+        self._recipe = recipe
+        self._clock = clock
+        self._tail = JsonlTail(run_dir.events, from_end=True)
+        self._lines: list[str] = []
+        self._drawn = float("-inf")
+        self._live = Live(console=console, auto_refresh=False, transient=False, vertical_overflow="crop")
+        self._live.start()
+
+    def refresh(self) -> None:
+        """Draws, if the last picture is old enough."""
+        if self._clock() - self._drawn >= REFRESH_SECONDS:
+            self._draw()
+
+    def close(self) -> None:
+        """Draws for the last time and gives the terminal back."""
+        self._draw()
+        self._live.stop()
+
+    def _draw(self) -> None:
+        self._drawn = self._clock()
+        for event in self._tail.read_new():
+            line = line_for(event, self._recipe.run.steps)
+            if line is not None:
+                self._lines = [*self._lines, one_line(line)][-SHOWN_EVENTS:]
+        self._live.update(picture(read_status(self._run_dir), self._recipe, self._lines), refresh=True)
+
+
+def picture(status: Mapping[str, Any], recipe: Recipe, lines: Sequence[str] = ()) -> RenderableType:
+    """The run as one renderable.
+
+    Args:
+        status: As read_status gives it; anything may be missing.
+        recipe: Of the run.
+        lines: What happened last.
+    """
+    step: Mapping[str, Any] = status.get("last_step") or {}
+    figures_and_lengths = Table.grid(padding=(0, 4), expand=False)
+    figures_and_lengths.add_row(_step_table(step, recipe), _histogram(step, recipe.length.target_tokens))
+    parts: list[RenderableType] = [_head(status, recipe), figures_and_lengths, _books(status), _nodes(status)]
+    if lines:
+        parts.append(Text("\n".join(lines), style="dim", no_wrap=True, overflow="ellipsis"))
+    title = f"tersely {status.get('run_id') or ''}".strip()
+    return Panel(Group(*parts), title=title, title_align="left", border_style="blue")
+
+
+def _head(status: Mapping[str, Any], recipe: Recipe) -> RenderableType:
+    done, total = int(status.get("step") or 0), int(status.get("steps") or recipe.run.steps)
+    state = str(status.get("state", "starting"))
+    evaluation = status.get("evaluation") or {}
+    label = f"step {done}/{total}"
+    if state == "evaluating" and evaluation:
+        done, total = int(evaluation.get("done") or 0), int(evaluation.get("of") or 1)
+        label = f"evaluation {evaluation.get('name', '')} {done}/{total}"
+    grid = Table.grid(padding=(0, 2))
+    facts = [f"version {status.get('policy_version', '-')}", figures.duration(status.get("seconds"))]
+    grid.add_row(
+        Text(state, style="bold red" if state in ("dead", "failed") else "bold green"),
+        Text(label, style="bold"),
+        ProgressBar(total=max(total, 1), completed=done, width=BAR_WIDTH),
+        *facts,
+    )
+    waiting = status.get("waiting_for")
+    return Group(grid, Text(f"waits for {one_line(str(waiting))}", style="yellow")) if waiting else grid
+
+
+def _step_table(step: Mapping[str, Any], recipe: Recipe) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    for name in recipe.rewards:
+        table.add_row(f"reward {name}", figures.number((step.get("rewards") or {}).get(name), 3))
+    table.add_row("mean tokens", f"{figures.number(step.get('mean_tokens'))} of {recipe.length.target_tokens}")
+    table.add_row("mean |error|", figures.number(step.get("mean_abs_length_error")))
+    table.add_row("within +-5", figures.percent(step.get("within_5")))
+    table.add_row("truncated", figures.percent(step.get("truncated")))
+    table.add_row("staleness", figures.number(step.get("staleness")))
+    table.add_row("entropy", figures.number(step.get("entropy"), 2))
+    table.add_row("clip share", figures.percent(step.get("clip_share")))
+    table.add_row("mismatch", figures.number(step.get("mismatch"), 5))
+    seconds = step.get("seconds")
+    if isinstance(seconds, Mapping):
+        table.add_row("seconds", "  ".join(f"{name} {figures.number(value)}" for name, value in seconds.items()))
+    return table
+
+
+def histogram_bins(histogram: Sequence[Sequence[float]], target: int, rows: int = 9) -> list[tuple[int, int, int]]:
+    """(first length, last length, count) of bins around the target; the middle one is target +-5.
+
+    The first bin reaches down to 0, the last one up without end.
+    """
+    width, half = 11, rows // 2
+    counts = [0] * rows
+    for tokens, count in histogram:
+        index = int((tokens - (target - 5)) // width) + half
+        counts[min(max(index, 0), rows - 1)] += int(count)
+    bins = []
+    for index, count in enumerate(counts):
+        first = target - 5 + (index - half) * width
+        bins.append((max(first, 0), first + width - 1, count))
+    return [bin_ for bin_ in bins if bin_[1] >= 0]
+
+
+def _histogram(step: Mapping[str, Any], target: int) -> RenderableType:
+    bins = histogram_bins(step.get("length_histogram") or [], target)
+    most = max((count for _, _, count in bins), default=0)
+    table = Table.grid(padding=(0, 1))
+    for index, (first, last, count) in enumerate(bins):
+        in_band = first <= target <= last
+        label = f">={first}" if index == len(bins) - 1 else f"{first}-{last}"
+        bar = "█" * (round(BAR_WIDTH * count / most) if most else 0) or ("▏" if count else "")
+        table.add_row(
+            Text(label, style="bold green" if in_band else "dim", justify="right"),
+            Text(bar.ljust(BAR_WIDTH), style="green" if in_band else "blue"),
+            Text(str(count) if count else "", style="dim"),
+        )
+    return table
+
+
+def _books(status: Mapping[str, Any]) -> RenderableType:
+    groups, queues = status.get("groups") or {}, status.get("queues") or {}
+    names = ("issued", "trained", "stale", "no_signal", "quarantined", "in_flight")
+    books = "  ".join(f"{name.replace('_', ' ')} {groups.get(name, '-')}" for name in names)
+    depths = "  ".join(
+        f"{name} {(queues.get(name) or {}).get('waiting', '-')}+{(queues.get(name) or {}).get('leased', '-')}"
+        for name in ("prompts", "completions", "scored")
+    )
+    return Group(Text(f"groups  {books}"), Text(f"queues (waiting+leased)  {depths}"))
+
+
+def _nodes(status: Mapping[str, Any]) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("node", "pid", "host", "state", "version", "tokens/s", "groups"):
+        table.add_column(name, no_wrap=True)
+    for node in status.get("nodes") or []:
+        detail = node.get("detail") or ""
+        state = one_line(f"{node.get('state', '')} {detail}".strip())[:40]
+        cells = [node.get("role"), node.get("pid"), node.get("host"), state, node.get("policy_version")]
+        shown = [Text("-" if cell is None else one_line(str(cell))) for cell in cells]
+        rate = node.get("tokens_per_second")
+        table.add_row(*shown, figures.number(rate, 0) if rate else "-", str(node.get("groups_finished", "-")))
+    return table
