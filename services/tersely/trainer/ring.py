@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 
@@ -109,7 +110,8 @@ class Ring:
         found: set[GroupId] = set()
         with redis_errors():
             for key in (self.keys.prompts, self.keys.completions, self.keys.scored):
-                for _, fields in self._client.xrange(key):  # type: ignore[union-attr]
+                entries: Any = self._client.xrange(key)
+                for _, fields in entries:
                     group_id = fields.get(b"g", b"").decode()
                     if group_id:
                         found.add(GroupId(group_id))

@@ -23,5 +23,5 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
 
     async def Drain(self, request: run_pb2.DrainRequest, context: Any) -> run_pb2.DrainResponse:  # noqa: N802
         """Asks the loop to end after the batch in hand."""
-        self._drain.request()
+        self._drain.set()
         return run_pb2.DrainResponse(policy_version=self._status.snapshot().get("policy_version", -1))

@@ -41,7 +41,7 @@ from tersely.trainer.samples import sample_rows
 from tersely.trainer.status import Status, StatusWriter
 from tersely.trainer.wal import WriteAheadLog
 from tersely.types import NodeId, PolicyVersion, RunId, WeightsLabel
-from tersely.v1 import checkpoint_pb2_grpc, log_pb2, node_pb2, node_pb2_grpc, run_pb2_grpc
+from tersely.v1 import log_pb2, run_pb2_grpc
 from tersely.weights.servicer import CheckpointServicer
 from tersely.weights.store import SnapshotStore
 
@@ -94,11 +94,9 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
     )
     public_url = _without_password(inputs.redis_url)
     server = GrpcServer(recipe.rpc.host, recipe.rpc.port, recipe.rpc.insecure_lan)
-    server.add(
-        lambda s: checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server(CheckpointServicer(store), s), store.close
-    )
-    node_servicer = NodeServicer(run_id, recipe.model_dump_json(), public_url, directory.incarnation)
-    server.add(lambda s: node_pb2_grpc.add_NodeServiceServicer_to_server(node_servicer, s))
+    checkpoints = CheckpointServicer(store)
+    server.add(checkpoints.register, checkpoints.close)
+    server.add(NodeServicer(run_id, recipe.model_dump_json(), public_url, directory.incarnation).register)
     server.add(lambda s: run_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(status, drain), s))
     address = server.start()
     stack.callback(server.stop)
@@ -119,7 +117,7 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
         recipe=recipe.model_dump(mode="json"),
     )
     heartbeat = Heartbeater(
-        inputs.client, ring.keys, NodeId(f"trainer-{directory.incarnation}"), node_pb2.NODE_ROLE_TRAINER
+        inputs.client, ring.keys, NodeId(f"trainer-{directory.incarnation}"), "trainer"
     )
     heartbeat.start()
     stack.callback(heartbeat.leave)

@@ -1,0 +1,246 @@
+"""The collector on a real server: credits, refill, duplicates, staleness, quarantine, and groups that got lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import redis
+
+from tersely.config import Recipe
+from tersely.data.prompts import PreparedPrompt
+from tersely.telemetry.events import EventLog, read_events
+from tersely.trainer.collector import Collector
+from tersely.trainer.evaluation import EvaluationDesk
+from tersely.trainer.issuing import Issuer
+from tersely.trainer.ledger import Ledger, Outcome, open_in_flight
+from tersely.trainer.ring import Arrival, Ring
+from tersely.trainer.wal import WriteAheadLog
+from tersely.types import GroupId, PolicyVersion, RunId, WeightsLabel
+from tersely.v1 import common_pb2, group_pb2
+
+STOP = 9
+V0 = WeightsLabel(PolicyVersion(0), "aa")
+V1 = WeightsLabel(PolicyVersion(1), "bb")
+V2 = WeightsLabel(PolicyVersion(2), "cc")
+
+
+class Bench:
+    """A collector with its surroundings, and hands to play worker and scorer."""
+
+    def __init__(self, client: redis.Redis, folder: Path, **run: int) -> None:
+        self.recipe = Recipe.model_validate({"run": {"groups_per_step": 2, "group_size": 2, **run}})
+        run_id = RunId("r-test")
+        prompts = [PreparedPrompt(f"p{i}", (1, 2), "doc", "ref", 64, 0) for i in range(50)]
+        self.ledger = Ledger()
+        self.ring = Ring(client, run_id, self.recipe.queue)
+        self.ring.create()
+        self.events_path = folder / "events.jsonl"
+        self.events = EventLog(self.events_path)
+        self.wal = WriteAheadLog(folder / "run.wal")
+        self.dropped: list[tuple[str, Outcome]] = []
+        self.collector = Collector(
+            self.recipe,
+            Issuer(run_id, 1, self.recipe, prompts, (STOP,)),
+            self.ledger,
+            self.ring,
+            self.wal,
+            self.events,
+            desk=EvaluationDesk(self.ring),
+            on_dropped=lambda arrival, outcome: self.dropped.append((arrival.group.group.prompt.group_id, outcome)),
+        )
+        self.collector.begin_step(V0)
+
+    def close(self) -> None:
+        self.events.close()
+        self.wal.close()
+
+    def leased_prompts(self) -> list[group_pb2.PromptGroup]:
+        """Takes all waiting prompt groups, as a worker would."""
+        leases = self.ring.prompts.lease(100, 0)
+        groups = [group_pb2.PromptGroup.FromString(lease.payload) for lease in leases]
+        self.ring.prompts.ack(leases)
+        return groups
+
+    def answer(
+        self, prompt: group_pb2.PromptGroup, rewards: tuple[float | None, ...] = (0.0, 1.0), label: WeightsLabel = V0
+    ) -> None:
+        """Pushes a scored group, as the scorer would."""
+        scored = group_pb2.ScoredGroup(group=group_pb2.CompletionGroup(prompt=prompt))
+        for index, reward in enumerate(rewards):
+            completion = scored.group.completions.add(
+                sample_index=index,
+                token_ids=[5, STOP],
+                behaviour_logprobs=[-1.0, -2.0],
+                finish_reason=common_pb2.FINISH_REASON_STOP,
+            )
+            completion.version_spans.add(weights=label.to_proto(), first_token=0, token_count=2)
+            scored.rewards.add().rewards.add(name="length", value=reward)
+        self.ring.scored.add(GroupId(prompt.group_id), scored.SerializeToString())
+
+    def batch(self) -> list[Arrival] | None:
+        self.collector.poll(0)
+        return self.collector.batch()
+
+    def books_balance(self) -> bool:
+        counts = self.ledger.counts(open_in_flight(self.ledger, self.ring.training_groups_in_streams()))
+        return counts["issued"] == sum(value for key, value in counts.items() if key != "issued")
+
+
+@pytest.fixture
+def make_bench(valkey_client: redis.Redis, tmp_path: Path):
+    benches: list[Bench] = []
+
+    def make(**run: int) -> Bench:
+        benches.append(Bench(valkey_client, tmp_path, **run))
+        return benches[-1]
+
+    yield make
+    for bench in benches:
+        bench.close()
+
+
+def numbers(batch: list[Arrival] | None) -> list[int]:
+    assert batch is not None
+    return [arrival.group.group.prompt.issue_number for arrival in batch]
+
+
+def test_a_batch_is_complete_and_in_issue_order_however_groups_arrive(make_bench) -> None:
+    bench = make_bench()
+    bench.collector.top_up(10)
+    first, second = bench.leased_prompts()
+    assert first.required_weights.weights_sha256 == "aa"
+    bench.answer(second)
+    assert bench.batch() is None
+    bench.answer(first)
+    assert numbers(bench.batch()) == [0, 1]
+
+
+def test_credits_bound_what_is_outstanding_and_the_end_of_the_run_bounds_it_too(make_bench) -> None:
+    bench = make_bench(max_staleness=2)
+    bench.collector.top_up(10)
+    assert len(bench.leased_prompts()) == 6
+    bench.collector.top_up(10)
+    assert bench.leased_prompts() == []
+    short = make_bench(max_staleness=2)
+    short.collector.top_up(1)
+    assert len(short.ledger.open) == 2
+
+
+def test_a_group_without_signal_is_replaced_by_exactly_one_that_takes_the_next_number(make_bench) -> None:
+    bench = make_bench()
+    bench.collector.top_up(10)
+    first, second = bench.leased_prompts()
+    bench.answer(first, (0.5, 0.5))
+    bench.answer(second, (None, 0.5))
+    assert bench.batch() is None
+    bench.collector.top_up(10)
+    replacements = bench.leased_prompts()
+    assert [group.issue_number for group in replacements] == [2, 3]
+    for group in replacements:
+        bench.answer(group)
+    assert numbers(bench.batch()) == [2, 3]
+    assert [outcome for _, outcome in bench.dropped] == [Outcome.NO_SIGNAL, Outcome.NO_SIGNAL]
+    assert bench.books_balance()
+
+
+def test_the_refill_limit_ends_a_step_short_or_empty(make_bench) -> None:
+    bench = make_bench(max_refill=1)
+    bench.collector.top_up(10)
+    first, second = bench.leased_prompts()
+    bench.answer(first, (0.5, 0.5))
+    bench.answer(second, (0.5, 0.5))
+    bench.batch()
+    bench.collector.top_up(10)
+    (only,) = bench.leased_prompts()
+    bench.answer(only)
+    bench.collector.poll(0)
+    bench.collector.top_up(10)
+    assert numbers(bench.collector.batch()) == [2]
+
+    empty = make_bench(max_refill=0)
+    empty.collector.top_up(10)
+    for group in empty.leased_prompts():
+        empty.answer(group, (0.5, 0.5))
+    empty.collector.poll(0)
+    empty.collector.top_up(10)
+    assert empty.collector.batch() == []
+
+
+def test_the_first_copy_of_a_group_wins_and_later_ones_are_counted(make_bench) -> None:
+    bench = make_bench()
+    bench.collector.top_up(10)
+    first, second = bench.leased_prompts()
+    bench.answer(first, (0.0, 1.0))
+    bench.answer(first, (1.0, 0.0))
+    bench.answer(second)
+    batch = bench.batch()
+    assert numbers(batch) == [0, 1]
+    assert batch is not None
+    assert batch[0].group.rewards[0].rewards[0].value == 0.0
+    bench.collector.remove(batch)
+    bench.ring.acknowledge([arrival.lease for arrival in batch])
+    bench.answer(second)
+    bench.collector.poll(0)
+    assert bench.ledger.duplicates == 2
+    assert bench.ring.training_groups_in_streams() == set()
+    assert bench.books_balance()
+
+
+def test_groups_too_old_or_of_unknown_weights_go_stale_and_are_replaced(make_bench) -> None:
+    bench = make_bench(max_staleness=1)
+    bench.collector.top_up(10)
+    groups = bench.leased_prompts()
+    bench.collector.begin_step(V1)
+    bench.collector.begin_step(V2)
+    bench.answer(groups[0], label=V0)
+    bench.answer(groups[1], label=V1)
+    bench.answer(groups[2], label=WeightsLabel(PolicyVersion(2), "lie"))
+    bench.answer(groups[3], label=V2)
+    assert numbers(bench.batch()) == [1, 3]
+    assert [outcome for _, outcome in bench.dropped] == [Outcome.STALE, Outcome.STALE]
+    reasons = [event["reason"] for event in read_events(bench.events_path) if event["kind"] == "group_stale"]
+    assert "2 versions old" in reasons[0]
+    assert "does not know" in reasons[1]
+
+
+def test_staleness_is_judged_when_the_batch_is_formed(make_bench) -> None:
+    bench = make_bench(max_staleness=1)
+    bench.collector.top_up(10)
+    groups = bench.leased_prompts()
+    bench.answer(groups[0])
+    bench.collector.poll(0)
+    bench.collector.begin_step(V1)
+    bench.collector.begin_step(V2)
+    assert bench.collector.batch() is None
+    assert bench.dropped == [(groups[0].group_id, Outcome.STALE)]
+
+
+def test_a_group_that_does_not_hold_together_ends_in_quarantine_and_is_replaced(make_bench) -> None:
+    bench = make_bench()
+    bench.collector.top_up(10)
+    first, second = bench.leased_prompts()
+    bench.answer(first, (0.0, 1.0, 2.0))
+    bench.answer(second)
+    for _ in range(4):
+        bench.collector.poll(0)
+    assert bench.ledger.outcome(GroupId(first.group_id)) is Outcome.QUARANTINED
+    bench.collector.top_up(10)
+    assert bench.books_balance()
+    assert [group.issue_number for group in bench.leased_prompts()] == [2]
+
+
+def test_groups_that_a_wiped_server_lost_are_sent_again_under_the_same_id(
+    make_bench, valkey_client: redis.Redis
+) -> None:
+    bench = make_bench()
+    bench.collector.top_up(10)
+    sent = bench.leased_prompts()
+    bench.ring.prompts.add(GroupId(sent[0].group_id), sent[0].SerializeToString())
+    assert bench.collector.resend_lost() == 0
+    assert bench.collector.resend_lost() == 1
+    valkey_client.flushall()
+    bench.collector.poll(0)
+    assert bench.collector.resend_lost() == 0
+    assert bench.collector.resend_lost() == 2
+    assert {group.group_id for group in bench.leased_prompts()} == {group.group_id for group in sent}
