@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import platform
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -113,19 +115,38 @@ def judge(
 
 def health(
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Server to ask.")],
+    node: Annotated[
+        str | None,
+        typer.Option("--node", metavar="ROLE", help="Ask this trainer whether it hears from such a node of this host."),
+    ] = None,
     timeout_seconds: Annotated[float, typer.Option("--timeout", help="Seconds to wait.")] = 3.0,
 ) -> None:
-    """Asks grpc.health.v1 for the server's own state."""
+    """Asks grpc.health.v1 for the server's own state, or a trainer for the state of a node on this host."""
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+    from tersely.v1 import run_pb2, run_pb2_grpc
+
     with grpc.insecure_channel(address) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
         try:
-            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_seconds)
+            if node is None:
+                stub = health_pb2_grpc.HealthStub(channel)
+                answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_seconds)
+                healthy = answer.status == health_pb2.HealthCheckResponse.SERVING
+            else:
+                run = run_pb2_grpc.RunServiceStub(channel)
+                status = run.GetStatus(run_pb2.GetStatusRequest(), timeout=timeout_seconds)
+                healthy = _is_heard(json.loads(status.status_json), node)
         except grpc.RpcError as error:
             typer.echo(f"{address}: {error.code().name.lower()}", err=True)
             raise typer.Exit(1) from None
-    serving = answer.status == health_pb2.HealthCheckResponse.SERVING
-    typer.echo(f"{address}: {'serving' if serving else 'not serving'}", err=not serving)
-    raise typer.Exit(0 if serving else 1)
+    what = (
+        ("serving" if healthy else "not serving") if node is None else f"{node} {'heard' if healthy else 'not heard'}"
+    )
+    typer.echo(f"{address}: {what}", err=not healthy)
+    raise typer.Exit(0 if healthy else 1)
+
+
+def _is_heard(status: Mapping[str, Any], role: str) -> bool:
+    """Whether the run's status lists a node of this role on this host; nodes that fall silent drop out of it."""
+    return any(node.get("role") == role and node.get("host") == platform.node() for node in status.get("nodes") or ())

@@ -1,0 +1,63 @@
+# GNU make 3.81 (the one on macOS) and up. PYTHON=... chooses the interpreter that `make setup` builds .venv with.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint types imports bench proto faults constraints clean
+
+BIN := .venv/bin
+STAMP := .venv/.setup-stamp
+EXTRAS := trainer,rollout-torch,scorer,hub,dev
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+CODE := services shared scripts tests $(wildcard bench)
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv with everything a run on one machine needs (quick when nothing changed)
+
+$(STAMP): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then echo "tersely needs Python 3.11 or newer, and none was found on PATH." \
+		"Install one (macOS: brew install python@3.12; Debian: apt-get install python3 python3-venv)" \
+		"or name it: make setup PYTHON=/path/to/python3.12" >&2; exit 1; fi
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"tersely needs Python 3.11 or newer; $(PYTHON) is {v[0]}.{v[1]}.")'
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv || { rm -rf .venv; \
+		echo "Could not make .venv with $(PYTHON). On Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: setup ## Train a 135M chat model to a length of 32 tokens on this machine; ends with `report: PATH`
+	@$(BIN)/tersely up recipes/demo.toml --run-dir "runs/demo-$$(date +%Y%m%d-%H%M%S)"
+
+test: setup ## Run every test (no network; needs redis-server for one half of the queue contract)
+	@HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+faults: setup ## Run only the tests that kill and stop processes
+	@HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+
+bench: setup ## Run the benchmarks in bench/, one after the other
+	@for file in bench/*.py; do [ -e "$$file" ] || { echo "no benchmarks in bench/ yet"; break; }; \
+		echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+check: lint types imports ## Formatting, lint, types, import rules, stub freshness, house rules, links
+	@$(BIN)/python scripts/stubs.py --check
+	@$(BIN)/python scripts/house.py
+
+lint: setup
+	@$(BIN)/ruff format --check --quiet $(CODE) || { echo "run: $(BIN)/ruff format $(CODE)" >&2; exit 1; }
+	@$(BIN)/ruff check --quiet $(CODE)
+
+types: setup
+	@$(BIN)/mypy services shared scripts
+
+imports: setup
+	@out=$$($(BIN)/lint-imports 2>&1) || { echo "$$out" >&2; exit 1; }
+
+proto: setup ## Regenerate the stubs in shared/tersely/v1 from proto/
+	@$(BIN)/python scripts/stubs.py
+
+constraints: setup ## Rewrite constraints.txt from what .venv holds
+	@{ grep '^#' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' | sort -f; } > constraints.tmp
+	@mv constraints.tmp constraints.txt && touch $(STAMP)
+
+clean: ## Remove caches (not .venv, not runs/)
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
