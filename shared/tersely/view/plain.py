@@ -25,7 +25,7 @@ class PlainView:
         self._out = out
         self._steps = steps
         self._tail = JsonlTail(run_dir.events, from_end=True)
-        self._waiting_for: str | None = None
+        self._phase = phase_of(read_json(run_dir.status) or {})  # of an earlier start, when it is a resumed run
 
     def refresh(self) -> None:
         """Prints what is new."""
@@ -33,15 +33,23 @@ class PlainView:
             line = line_for(event, self._steps)
             if line is not None:
                 print(one_line(line), file=self._out, flush=True)
-        evaluating = (read_json(self._run_dir.status) or {}).get("state") == "evaluating"
-        waiting_for = (read_json(self._run_dir.status) or {}).get("waiting_for") if evaluating else None
-        if waiting_for and waiting_for != self._waiting_for and self._waiting_for is None:
-            print(one_line(str(waiting_for)), file=self._out, flush=True)
-        self._waiting_for = waiting_for
+        status = read_json(self._run_dir.status) or {}
+        phase = phase_of(status)
+        if phase != self._phase and phase is not None:
+            print(one_line(phase), file=self._out, flush=True)
+        self._phase = phase
 
     def close(self) -> None:
         """Prints the rest."""
         self.refresh()
+
+
+def phase_of(status: Mapping[str, Any]) -> str | None:
+    """What the run is doing, in a word or two; None before it says so."""
+    state, evaluation = status.get("state"), status.get("evaluation") or {}
+    if state == "evaluating" and evaluation:
+        return f"evaluating: {evaluation.get('name')}, {evaluation.get('of')} held-out prompts"
+    return str(state) if state else None
 
 
 def one_line(text: str) -> str:

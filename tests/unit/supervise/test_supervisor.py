@@ -173,7 +173,7 @@ def test_children_are_out_of_reach_of_the_terminals_ctrl_c(fixture: Fixture) -> 
 
 
 def test_children_end_with_a_supervisor_that_was_killed(tmp_path: Path) -> None:
-    child = "from tersely.supervise.lifeline import hold_lifeline; import time; hold_lifeline(); print('up'); time.sleep(60)"
+    child = f"from tersely.supervise.lifeline import hold_lifeline; hold_lifeline(); print('up'); {SLEEP}"
     parent = (
         "import sys, time; from pathlib import Path\n"
         "from tersely.supervise.supervisor import ChildSpec, RestartLimits, Supervisor\n"

@@ -1,0 +1,156 @@
+"""The report page and its table."""
+
+from __future__ import annotations
+
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from tersely.report.charts import line_chart, nice_ticks
+from tersely.report.html import render_report, write_report
+from tersely.report.table import held_out_lines, held_out_rows
+from tersely.supervise.run_dir import RunDir
+
+HOSTILE = "<script>alert('x')</script><img src=x onerror=\"y\">&amp; ' </pre></style>"
+
+
+def figures(mean: float, error: float, within: float, rouge: float) -> dict[str, Any]:
+    return {
+        "mean_tokens": mean,
+        "mean_abs_length_error": error,
+        "within_5": within,
+        "stopped": 1.0,
+        "rouge_l": rouge,
+        "n": 50,
+    }
+
+
+def make_report(text: str = "A summary.") -> dict[str, Any]:
+    return {
+        "target_tokens": 32,
+        "max_completion_tokens": 64,
+        "steps": 20,
+        "seconds": 600.0,
+        "seconds_to_first_step": 40.0,
+        "held_out": {
+            "before": {"greedy": figures(58.0, 26.0, 0.02, 0.2), "sampled": figures(60.0, 28.0, 0.04, 0.19)},
+            "after": {"greedy": figures(34.0, 7.0, 0.5, 0.2), "sampled": figures(33.0, 12.0, 0.4, 0.2)},
+            "paired": {"sampled": {"rouge_l_difference": {"mean": 0.01, "low": -0.012, "high": 0.03, "n": 50}}},
+        },
+        "groups": {"issued": 80, "trained": 80, "stale": 0, "no_signal": 0, "quarantined": 0, "in_flight": 0},
+        "examples": [
+            {
+                "prompt_id": text,
+                "document": text,
+                "reference": text,
+                "before": text,
+                "after": text,
+                "before_tokens": 60,
+                "after_tokens": 33,
+            }
+        ],
+        "curve": [
+            {
+                "step": step,
+                "rewards": {"length": -1.0 / step, text: None if step == 2 else 0.1},
+                "mean_tokens": 60.0 - step,
+                "mean_abs_length_error": 28.0 - step,
+                "within_5": 0.02 * step,
+            }
+            for step in range(1, 21)
+        ],
+    }
+
+
+class Outline(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def outline(page: str) -> Outline:
+    parsed = Outline()
+    parsed.feed(page)
+    parsed.close()
+    return parsed
+
+
+def test_hostile_text_stays_text() -> None:
+    page = render_report(make_report(HOSTILE), [], {"data": {"prompt": HOSTILE}})
+    parsed = outline(page)
+    assert not {"script", "img", "iframe", "link"} & set(parsed.tags)
+    assert not any(name.startswith("on") for name, _ in parsed.attributes)
+    assert parsed.text.count(HOSTILE) >= 5
+    assert parsed.tags == outline(render_report(make_report("plain"), [], {"data": {"prompt": "plain"}})).tags
+
+
+def test_the_page_needs_nothing_from_elsewhere() -> None:
+    page = render_report(make_report(), [], {})
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "url(" not in page
+    assert all(name not in ("src", "href") for name, _ in outline(page).attributes)
+
+
+def test_the_page_says_what_was_learned() -> None:
+    text = outline(render_report(make_report())).text
+    assert "28.0 \u2192 12.0 tokens, 57 % lower" in text
+    assert "+0.010 (95 % -0.012 to +0.030)" in text
+    assert "50 held-out prompts" in text
+
+
+def test_an_empty_report_is_still_a_page() -> None:
+    assert "<h1>" in render_report({})
+
+
+def test_steps_of_the_event_log_stand_in_for_a_missing_curve() -> None:
+    events = [{"kind": "step_finished", "step": step, "mean_tokens": 40.0 + step} for step in (1, 2)]
+    assert "<polyline" in render_report({"target_tokens": 32}, events)
+
+
+def test_the_same_data_gives_the_same_page() -> None:
+    assert render_report(make_report()) == render_report(make_report())
+
+
+def test_write_report_reads_the_run_directory(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(make_report()))
+    (tmp_path / "events.jsonl").write_text('{"time": 1, "kind": "service_died", "name": "rollout-0"}\n')
+    path = write_report(RunDir(tmp_path))
+    assert path == tmp_path / "report.html"
+    assert "died and were restarted: 1" in path.read_text()
+
+
+def test_table_rows_have_both_modes_and_the_change() -> None:
+    rows = held_out_rows(make_report())
+    assert [row.mode for row in rows] == ["sampled"] * 5 + ["greedy"] * 5
+    assert (rows[1].before, rows[1].after, rows[1].change) == ("28.0", "12.0", "-16.0")
+    assert (rows[2].before, rows[2].after, rows[2].change) == ("4 %", "40 %", "+36 points")
+    assert held_out_lines({}) == []
+    assert len({line.index(row.mode) for line, row in zip(held_out_lines(make_report())[1:], rows, strict=True)}) == 1
+
+
+def test_gaps_break_the_line_and_infinite_values_are_no_points() -> None:
+    svg = line_chart("x", [(1, 1.0), (2, 2.0), (3, None), (4, 1.0), (5, 2.0), (6, math.inf)])
+    assert svg.count("<polyline") == 2
+    assert svg.count("<circle") == 4
+    assert "no figures" in line_chart("x", [(1, None)])
+
+
+def test_ticks_are_round_and_cover_the_range() -> None:
+    assert nice_ticks(0.0, 1.0) == [0.0, 0.25, 0.5, 0.75, 1.0]
+    for low, high in [(-0.93, -0.12), (12.0, 61.0), (3.0, 3.0), (0.0, 0.0)]:
+        ticks = nice_ticks(low, high)
+        assert ticks[0] <= low
+        assert ticks[-1] >= high
+        assert 2 <= len(ticks) <= 7

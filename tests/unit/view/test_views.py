@@ -1,0 +1,146 @@
+"""What the two views write."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tersely.config import Recipe
+from tersely.supervise.run_dir import RunDir
+from tersely.view.follow import JsonlTail
+from tersely.view.live import LiveView, histogram_bins, picture
+from tersely.view.plain import PlainView, line_for, one_line
+
+STEP: dict[str, Any] = {
+    "step": 3,
+    "rewards": {"length": -0.312, "rouge_l": 0.139},
+    "mean_tokens": 36.08,
+    "mean_abs_length_error": 9.81,
+    "within_5": 0.34,
+    "truncated": 0.0,
+    "length_histogram": [[20, 2], [62, 4], [64, 3], [69, 1], [112, 5]],
+    "seconds": {"wait": 12.0, "learn": 10.1},
+}
+
+
+def test_a_step_is_one_line() -> None:
+    assert line_for({"kind": "step_finished", **STEP}, 20) == (
+        "step 3/20  length -0.31 rouge_l 0.14  mean 36.1 tokens  |err| 9.8  within5 34 %  22.1 s"
+    )
+
+
+def test_a_bare_step_is_still_a_line() -> None:
+    assert line_for({"kind": "step_finished", "step": 1, "rewards": {"length": None}}, 2) == (
+        "step 1/2  length -  mean - tokens  |err| -  within5 -  - s"
+    )
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (
+            {"kind": "service_died", "name": "rollout-0", "pid": 7, "exit_code": -9},
+            "rollout-0 (pid 7) died: signal SIGKILL",
+        ),
+        ({"kind": "service_restarted", "name": "rollout-0", "pid": 8}, "rollout-0 restarted (pid 8)"),
+        ({"kind": "alarm", "name": "no_signal", "step": 4, "time": 0}, "alarm no_signal  step 4"),
+        ({"kind": "group_trained", "group_id": "x"}, None),
+    ],
+)
+def test_lines_of_other_events(event: dict[str, Any], expected: str | None) -> None:
+    assert line_for(event, 20) == expected
+
+
+def test_plain_prints_only_what_is_new(tmp_path: Path) -> None:
+    events = tmp_path / "events.jsonl"
+    events.write_text(json.dumps({"kind": "service_started", "name": "old", "pid": 1}) + "\n")
+    out = io.StringIO()
+    view = PlainView(RunDir(tmp_path), out, 20)
+    with events.open("a") as file:
+        file.write(json.dumps({"kind": "step_finished", **STEP}) + "\n" + '{"kind": "service_st')
+        file.flush()
+        view.refresh()
+        file.write('arted", "name": "new", "pid": 2}\n')
+    view.close()
+    lines = out.getvalue().splitlines()
+    assert [line.split()[0] for line in lines] == ["step", "new"]
+
+
+def test_plain_says_when_the_run_turns_to_something_else(tmp_path: Path) -> None:
+    status = tmp_path / "status.json"
+    status.write_text(json.dumps({"state": "finished"}))
+    out = io.StringIO()
+    view = PlainView(RunDir(tmp_path), out, 20)
+    for done in (1, 2):
+        status.write_text(json.dumps({"state": "evaluating", "evaluation": {"name": "before", "done": done, "of": 50}}))
+        view.refresh()
+    status.write_text(json.dumps({"state": "training"}))
+    view.close()
+    assert out.getvalue().splitlines() == ["evaluating: before, 50 held-out prompts", "training"]
+
+
+def test_control_characters_never_reach_the_terminal() -> None:
+    assert one_line("a\x1b[2Jb\nc\u2028d") == "a [2Jb c d"
+
+
+def test_a_tail_gives_each_line_once(tmp_path: Path) -> None:
+    path = tmp_path / "e.jsonl"
+    tail = JsonlTail(path)
+    assert tail.read_new() == []
+    path.write_text('{"n": 1}\nnot json\n{"n": 2}\n')
+    assert [row["n"] for row in tail.read_new()] == [1, 2]
+    assert tail.read_new() == []
+
+
+def test_the_middle_bin_is_the_target_band_and_no_length_is_lost() -> None:
+    bins = histogram_bins(STEP["length_histogram"], 64)
+    assert (59, 69, 8) in bins
+    assert sum(count for _, _, count in bins) == 15
+    small = histogram_bins([[0, 1], [31, 1], [500, 1]], 32)
+    assert small[0][0] == 0
+    assert sum(count for _, _, count in small) == 3
+    assert (27, 37, 1) in small
+
+
+def test_the_picture_shows_the_run(tmp_path: Path) -> None:
+    recipe = Recipe.model_validate({"rewards": {"length": {}, "rouge_l": {"weight": 0.0}}})
+    status = {
+        "run_id": "r-1",
+        "state": "training",
+        "step": 3,
+        "steps": 20,
+        "groups": {"issued": 9, "trained": 6, "in_flight": 3},
+        "queues": {"prompts": {"waiting": 2, "leased": 1}},
+        "nodes": [{"role": "rollout", "pid": 71, "host": "mini2", "state": "generating", "tokens_per_second": 88.0}],
+        "last_step": STEP,
+        "waiting_for": "2 groups \x1b[31m",
+    }
+    console = Console(file=io.StringIO(), width=120, record=True)
+    console.print(picture(status, recipe, ["rollout-0 restarted (pid 71)"]))
+    text = console.export_text()
+    for expected in ("step 3/20", "-0.312", "34 %", "mini2", "88", "in flight 3", "waits for 2 groups", "restarted"):
+        assert expected in text
+    assert "\x1b[31m" not in text
+
+
+def test_the_live_view_draws_at_most_twice_a_second(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text(json.dumps({"state": "training", "step": 1, "time": time.time()}))
+    now = [0.0]
+    file = io.StringIO()
+    console = Console(file=file, width=100, force_terminal=True)
+    view = LiveView(RunDir(tmp_path), Recipe(), console, clock=lambda: now[0])
+    view.refresh()
+    drawn = len(file.getvalue())
+    now[0] = 0.2
+    view.refresh()
+    assert len(file.getvalue()) == drawn
+    now[0] = 0.6
+    view.refresh()
+    assert len(file.getvalue()) > drawn
+    view.close()
