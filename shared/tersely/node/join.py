@@ -1,0 +1,143 @@
+"""Getting into a run: the trainer's address is all a node needs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import grpc
+import redis
+import structlog
+from pydantic import ValidationError
+
+from tersely.config.load import recipe_from_json
+from tersely.config.schema import Recipe
+from tersely.errors import ConfigValue, TrainerUnreachable
+from tersely.node.roles import role_to_proto
+from tersely.queue.connect import connect, password_from
+from tersely.rpc.client import call, dial
+from tersely.types import NodeId, RunId
+from tersely.v1 import node_pb2, node_pb2_grpc
+
+_ATTEMPT_SECONDS = 2.0
+_LOG_EVERY_SECONDS = 5.0
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A node's place in a run; closing it closes the channel to the trainer.
+
+    Attributes:
+        run_id: The run.
+        node_id: Id given to this node; its consumer name in the streams.
+        recipe: Resolved recipe of the run.
+        redis_url: Redis URL without a password.
+        incarnation: Incarnation of the trainer that answered.
+        address: Address of the trainer.
+        channel: Open channel to the trainer.
+    """
+
+    run_id: RunId
+    node_id: NodeId
+    recipe: Recipe
+    redis_url: str
+    incarnation: int
+    address: str
+    channel: grpc.Channel
+
+    def connect_redis(self, environ: Mapping[str, str] | None = None) -> redis.Redis:
+        """Connects to the run's queues with the recipe's user and the password from this node's own environment.
+
+        Raises:
+            RedisUnreachable, RedisAuth, RedisTooOld.
+        """
+        queue = self.recipe.queue
+        password = password_from(queue, os.environ if environ is None else environ)
+        return connect(self.redis_url, username=queue.username, password=password)
+
+    def close(self) -> None:
+        """Closes the channel."""
+        self.channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def join(address: str, role: str, wait_seconds: float = 120.0, stop: threading.Event | None = None) -> Joined:
+    """Asks the trainer to be let in, and waits for one that is not up yet.
+
+    Args:
+        address: host:port of the trainer.
+        role: What this node does, one of `tersely.node.roles.ROLES`.
+        wait_seconds: Most seconds to wait for the trainer.
+        stop: Set from outside to wait no longer.
+
+    Returns:
+        The node's place in the run, with an open channel.
+
+    Raises:
+        TrainerUnreachable: The trainer did not answer in time, or `stop` was set.
+        ConfigValue: The address is not of the form host:port, or the trainer runs another version.
+    """
+    request = node_pb2.JoinRequest(role=role_to_proto(role), host=platform.node(), pid=os.getpid())
+    channel = dial(address)
+    try:
+        answer = _ask(channel, request, address, wait_seconds, stop)
+        recipe = _read_recipe(answer.config_json)
+    except BaseException:
+        channel.close()
+        raise
+    run_id, node_id = RunId(answer.run_id), NodeId(answer.node_id)
+    return Joined(run_id, node_id, recipe, answer.redis_url, answer.trainer_incarnation, address, channel)
+
+
+def _read_recipe(text: str) -> Recipe:
+    try:
+        return recipe_from_json(text)
+    except ValidationError:
+        raise ConfigValue(
+            "The trainer's recipe has settings that this node does not know.",
+            "Run the same version of tersely on all machines.",
+        ) from None
+
+
+def _ask(
+    channel: grpc.Channel,
+    request: node_pb2.JoinRequest,
+    address: str,
+    wait_seconds: float,
+    stop: threading.Event | None,
+) -> node_pb2.JoinResponse:
+    stub = node_pb2_grpc.NodeServiceStub(channel)
+    started = time.monotonic()
+    next_log = started + _LOG_EVERY_SECONDS / 2
+    while True:
+        left = started + wait_seconds - time.monotonic()
+        try:
+            return call(stub.Join, request, address=address, deadline_seconds=max(0.1, min(left, _ATTEMPT_SECONDS)))
+        except TrainerUnreachable as error:
+            now = time.monotonic()
+            if stop is not None and stop.is_set():
+                raise TrainerUnreachable(f"Stopped while waiting for the trainer at {address}.", "") from None
+            if now - started >= wait_seconds:
+                raise TrainerUnreachable(
+                    f"No trainer answered at {address} within {wait_seconds:.0f} s ({error.message})",
+                    "Check that the trainer runs, that this is the address it prints, and that no firewall is between.",
+                ) from None
+            if now >= next_log:
+                _log.info("waiting_for_trainer", address=address, seconds=round(now - started))
+                next_log = now + _LOG_EVERY_SECONDS
+            # A refused call fails at once, not after its deadline: don't spin.
+            (stop or threading.Event()).wait(0.2)

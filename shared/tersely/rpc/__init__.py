@@ -1,0 +1,1 @@
+"""The gRPC ground: servers on a thread of their own, channels with keepalive, errors that keep their kind."""

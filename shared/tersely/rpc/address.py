@@ -1,0 +1,48 @@
+"""Addresses host:port of gRPC servers."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import NamedTuple
+
+from tersely.errors import ConfigValue
+
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+
+
+class Address(NamedTuple):
+    """Where a server listens; `str()` gives host:port, with brackets round an IPv6 address."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def dialable(self) -> Address:
+        """The same, with loopback in place of "all addresses": what a process on this machine can dial."""
+        return Address(_WILDCARDS.get(self.host, self.host), self.port)
+
+
+def parse_address(text: str) -> Address:
+    """Reads host:port.
+
+    Raises:
+        ConfigValue: It is not of that form.
+    """
+    host, colon, port = text.strip().rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536 or (":" in host and not bracketed):
+        raise ConfigValue(f"{text!r} is not an address of the form host:port.", "Write it like 192.168.1.20:50051.")
+    return Address(host[1:-1] if bracketed else host, int(port))

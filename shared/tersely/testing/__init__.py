@@ -1,0 +1,1 @@
+"""Helpers for tests of tersely and of plugins; nothing here runs in production."""

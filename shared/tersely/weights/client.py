@@ -1,0 +1,263 @@
+"""A worker's side of the checkpoint channel."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import grpc
+import structlog
+
+from tersely.errors import TerselyError, TrainerUnreachable, WeightsMismatch, WeightsUnavailable
+from tersely.rpc.errors import BROKEN, code_and_details, from_rpc_error
+from tersely.telemetry.atomic import write_atomic
+from tersely.types import WeightsLabel
+from tersely.v1 import checkpoint_pb2, checkpoint_pb2_grpc
+from tersely.weights.model_files import MOST_BYTES, check_name
+from tersely.weights.receive import PayloadReceiver
+from tersely.weights.watch import VersionWatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_Message = TypeVar("_Message")
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When a broken stream is taken up again.
+
+    Attributes:
+        attempts: Broken streams in a row, without one new byte, before giving up.
+        first_pause_seconds: Pause after the first; doubles each time, with jitter.
+        longest_pause_seconds: Longest pause.
+        stream_seconds: Deadline of one stream.
+    """
+
+    attempts: int = 8
+    first_pause_seconds: float = 0.2
+    longest_pause_seconds: float = 5.0
+    stream_seconds: float = 300.0
+
+
+@dataclass(slots=True)
+class FetchCounts:
+    """What the fetches of a client cost so far.
+
+    Attributes:
+        payload_bytes: Bytes of payload received, those fetched again included.
+        resumes: Streams that broke and were taken up again.
+        mismatches: Payloads whose hashes were wrong.
+    """
+
+    payload_bytes: int = 0
+    resumes: int = 0
+    mismatches: int = 0
+
+
+class WeightsClient:
+    """Watches versions and fetches weights and model files over one channel, which the caller closes afterwards.
+
+    Args:
+        channel: Channel to the trainer.
+        run_id: Run that the trainer must serve.
+        node_id: Node that asks.
+        retry: When to go on after a broken stream.
+    """
+
+    def __init__(self, channel: grpc.Channel, run_id: str, node_id: str, retry: RetryPolicy | None = None) -> None:
+        self._stub = checkpoint_pb2_grpc.CheckpointServiceStub(channel)
+        self._node_id = node_id
+        self._retry = retry or RetryPolicy()
+        self._watch = VersionWatch(self._stub, run_id, node_id)
+        self._closing = threading.Event()
+        self._calls: set[grpc.Call] = set()
+        self._lock = threading.Lock()
+        self.counts = FetchCounts()
+
+    def start_watching(self) -> None:
+        """Starts the thread that follows the announced versions, once."""
+        self._watch.start()
+
+    @property
+    def latest(self) -> checkpoint_pb2.WeightsManifest | None:
+        """Newest manifest announced since `start_watching`; None before the first."""
+        return self._watch.latest
+
+    def wait_for_version(
+        self, timeout_seconds: float | None, other_than: WeightsLabel | None = None
+    ) -> checkpoint_pb2.WeightsManifest | None:
+        """Waits until a version (other than the one held) is announced; starts watching if need be.
+
+        Args:
+            timeout_seconds: Most seconds to wait; None: for ever (until `close`).
+            other_than: Version the caller already holds.
+
+        Returns:
+            The newest manifest, or None if there was none in time.
+
+        Raises:
+            WeightsUnavailable: The trainer at this address serves another run.
+        """
+        self._watch.start()
+        return self._watch.wait(timeout_seconds, other_than)
+
+    def fetch(self, want: WeightsLabel) -> dict[str, Tensor]:
+        """Fetches one version, whole and checked.
+
+        A broken stream is resumed from the byte that is here. If a hash is wrong, all is fetched once more.
+
+        Args:
+            want: Version and hash.
+
+        Returns:
+            Name to CPU tensor, bfloat16 or float32 as published; tied tensors once. They share one buffer.
+
+        Raises:
+            WeightsUnavailable: The trainer doesn't hold these weights.
+            WeightsMismatch: The hashes were wrong twice.
+            TrainerUnreachable: The stream kept breaking without any progress, or `close` was called.
+        """
+        try:
+            return self._receive(want).tensors()
+        except WeightsMismatch as error:
+            self.counts.mismatches += 1
+            _log.warning("weights_mismatch", weights=str(want), message=error.message, retry=True)
+        try:
+            return self._receive(want).tensors()
+        except WeightsMismatch:
+            self.counts.mismatches += 1
+            raise
+
+    def fetch_model_folder(self, into: Path, timeout_seconds: float = 60.0) -> Path:
+        """Fetches config and tokenizer files; those already there with the right hash stay.
+
+        Args:
+            into: Folder, made if missing; each file is written atomically.
+            timeout_seconds: Most seconds to wait for the trainer's first version.
+
+        Returns:
+            `into`.
+
+        Raises:
+            ModelInvalid: The trainer offers a file that is no config or tokenizer file.
+            WeightsMismatch: A file had the wrong hash twice.
+            TrainerUnreachable: No version was announced in time, or the stream kept breaking.
+        """
+        manifest = self.wait_for_version(timeout_seconds)
+        if manifest is None:
+            raise TrainerUnreachable(
+                f"The trainer announced no weights within {timeout_seconds:.0f} s.", "See the trainer's log."
+            )
+        for file in manifest.model_files:
+            check_name(file.name)
+        into.mkdir(parents=True, exist_ok=True)
+        for file in manifest.model_files:
+            path = into / file.name
+            if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256:
+                continue
+            write_atomic(path, self._fetch_file(file))
+        return into
+
+    def close(self) -> None:
+        """Ends the watch and any fetch in progress."""
+        self._closing.set()
+        with self._lock:
+            for call in self._calls:
+                call.cancel()
+        self._watch.stop()
+
+    def _receive(self, want: WeightsLabel) -> PayloadReceiver:
+        receiver = PayloadReceiver(want)
+        attempt = 0
+        while not receiver.complete:
+            before = receiver.received_bytes
+            request = checkpoint_pb2.FetchWeightsRequest(
+                want=want.to_proto(),
+                offset_bytes=receiver.received_bytes,
+                payload_sha256=receiver.payload_sha256,
+                node_id=self._node_id,
+            )
+            error: grpc.RpcError | None = None
+            try:
+                with self._stream(self._stub.FetchWeights(request, timeout=self._retry.stream_seconds)) as stream:
+                    for message in stream:
+                        receiver.feed(message)
+                        self.counts.payload_bytes += len(message.data)
+            except grpc.RpcError as broken:
+                error = broken
+            if receiver.complete:
+                break
+            attempt = 1 if receiver.received_bytes > before else attempt + 1
+            self._pause(error, attempt, f"weights {want}")
+            self.counts.resumes += 1
+            _log.info("fetch_resumed", weights=str(want), offset_bytes=receiver.received_bytes, attempt=attempt)
+        return receiver
+
+    def _fetch_file(self, file: checkpoint_pb2.ModelFile) -> bytes:
+        if file.length_bytes > MOST_BYTES:
+            raise WeightsMismatch(
+                f"Model file {file.name} is said to have {file.length_bytes} bytes.", "Check the trainer."
+            )
+        attempt = mismatches = 0
+        data = bytearray()
+        while True:
+            request = checkpoint_pb2.FetchModelFileRequest(name=file.name, sha256=file.sha256, offset_bytes=len(data))
+            before = len(data)
+            error: grpc.RpcError | None = None
+            try:
+                with self._stream(self._stub.FetchModelFile(request, timeout=self._retry.stream_seconds)) as stream:
+                    for message in stream:
+                        data += message.data
+                        if len(data) > file.length_bytes:
+                            break
+            except grpc.RpcError as broken:
+                error = broken
+            if len(data) >= file.length_bytes:
+                if hashlib.sha256(data).hexdigest() == file.sha256:
+                    return bytes(data)
+                mismatches += 1
+                if mismatches == 2:
+                    raise WeightsMismatch(f"Model file {file.name} has the wrong hash.", "Check both machines.")
+                data.clear()
+                continue
+            attempt = 1 if len(data) > before else attempt + 1
+            self._pause(error, attempt, file.name)
+
+    @contextmanager
+    def _stream(self, call: grpc._CallIterator[_Message]) -> Iterator[grpc._CallIterator[_Message]]:
+        """Keeps a call where `close` can cancel it, and cancels it if its reader leaves early."""
+        with self._lock:
+            self._calls.add(call)
+            if self._closing.is_set():
+                call.cancel()
+        try:
+            yield call
+        finally:
+            call.cancel()
+            with self._lock:
+                self._calls.discard(call)
+
+    def _pause(self, error: grpc.RpcError | None, attempt: int, what: str) -> None:
+        """Waits before the next attempt; raises where another would not help."""
+        if self._closing.is_set():
+            raise TrainerUnreachable(f"The fetch of {what} was called off.", "")
+        if error is not None:
+            code, _ = code_and_details(error)
+            failure: TerselyError = from_rpc_error(error, "the trainer")
+            if isinstance(failure, (WeightsUnavailable, WeightsMismatch)) or code not in BROKEN:
+                raise failure
+            if attempt >= self._retry.attempts:
+                raise failure
+        elif attempt >= self._retry.attempts:
+            raise TrainerUnreachable(f"The trainer ends each stream of {what} too early.", "See the trainer's log.")
+        longest = min(self._retry.first_pause_seconds * 2 ** (attempt - 1), self._retry.longest_pause_seconds)
+        self._closing.wait(longest * random.uniform(0.5, 1.0))

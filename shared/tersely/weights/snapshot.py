@@ -1,0 +1,107 @@
+"""One version of the weights, as it travels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tersely.types import WeightsLabel
+from tersely.v1 import checkpoint_pb2
+from tersely.weights.digest import manifest_sha256, tensor_sha256
+from tersely.weights.model_files import ModelFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Payload and manifest of one version.
+
+    Attributes:
+        label: Version and hash.
+        manifest: What is announced.
+        payload: Raw bytes of all tensors in order of their names, little-endian and row-major, read-only.
+    """
+
+    label: WeightsLabel
+    manifest: checkpoint_pb2.WeightsManifest
+    payload: memoryview
+
+    @classmethod
+    def build(
+        cls,
+        version: int,
+        tensors: Mapping[str, Tensor],
+        *,
+        run_id: str,
+        model_files: Sequence[ModelFile],
+        stop_token_ids: Sequence[int],
+        chunk_bytes: int,
+        incarnation: int,
+    ) -> Snapshot:
+        """Copies tensors once into a payload and hashes it.
+
+        Args:
+            version: Policy version, >= 0.
+            tensors: Name to CPU tensor, bfloat16 or float32, any shape; tied tensors once.
+            run_id: Run it belongs to.
+            model_files: Config and tokenizer files.
+            stop_token_ids: Ids that end a completion.
+            chunk_bytes: Bytes per chunk when it is sent.
+            incarnation: Incarnation of the trainer.
+
+        Raises:
+            ValueError: There is no tensor, or one of another dtype or device.
+        """
+        import torch
+
+        names = {torch.bfloat16: "BF16", torch.float32: "F32"}
+        if not tensors:
+            raise ValueError("no tensors to publish")
+        for name, tensor in tensors.items():
+            if tensor.dtype not in names or tensor.device.type != "cpu":
+                raise ValueError(
+                    f"{name} is {tensor.dtype} on {tensor.device}; published are bfloat16 or float32 on the CPU"
+                )
+        manifest = checkpoint_pb2.WeightsManifest(
+            run_id=run_id,
+            payload_bytes=sum(tensor.nbytes for tensor in tensors.values()),
+            chunk_bytes=chunk_bytes,
+            stop_token_ids=stop_token_ids,
+            trainer_incarnation=incarnation,
+        )
+        payload = bytearray(manifest.payload_bytes)
+        flat = torch.frombuffer(payload, dtype=torch.uint8) if payload else torch.empty(0, dtype=torch.uint8)
+        offset = 0
+        for name in sorted(tensors):
+            tensor = tensors[name].detach()
+            flat[offset : offset + tensor.nbytes].copy_(tensor.contiguous().reshape(-1).view(torch.uint8))
+            manifest.tensors.add(
+                name=name,
+                dtype=names[tensor.dtype],
+                shape=tensor.shape,
+                offset_bytes=offset,
+                length_bytes=tensor.nbytes,
+            )
+            offset += tensor.nbytes
+        view = memoryview(payload).toreadonly()
+        _hash(manifest, view)
+        for file in model_files:
+            manifest.model_files.add(name=file.name, length_bytes=len(file.data), sha256=file.sha256)
+        manifest.weights.policy_version = version
+        manifest.weights.weights_sha256 = manifest_sha256(manifest)
+        return cls(WeightsLabel.from_proto(manifest.weights), manifest, view)
+
+
+def _hash(manifest: checkpoint_pb2.WeightsManifest, payload: memoryview) -> None:
+    """Fills in the hashes, on several threads: hashlib lets go of the GIL."""
+    parts = [payload[t.offset_bytes : t.offset_bytes + t.length_bytes] for t in manifest.tensors]
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        whole = pool.submit(tensor_sha256, payload)
+        for tensor, digest in zip(manifest.tensors, pool.map(tensor_sha256, parts), strict=True):
+            tensor.sha256 = digest
+        manifest.payload_sha256 = whole.result()
