@@ -1,0 +1,94 @@
+"""`tersely scorer`: in a run with `--trainer`, else a ScoringService for anyone's summaries."""
+
+from __future__ import annotations
+
+import structlog
+
+from tersely.config.load import load_recipe
+from tersely.errors import TrainerUnreachable
+from tersely.node.drain import DrainSignal
+from tersely.node.heartbeat import Heartbeater
+from tersely.node.join import join
+from tersely.node.options import ServiceOptions
+from tersely.queue import LeaseKeeper, RunKeys, WorkStream
+from tersely.rpc.server import GrpcServer
+from tersely.scorer.registry import build_rewards, evaluation_rewards
+from tersely.scorer.ring import RingScorer
+from tersely.scorer.scoring_service import ScoringServicer
+from tersely.telemetry.logging import configure_logging
+from tersely.v1 import scoring_pb2_grpc
+
+log = structlog.get_logger(__name__)
+
+
+def run_scorer(options: ServiceOptions) -> int:
+    """Runs until SIGTERM or SIGINT; the group or call in hand is finished first.
+
+    Raises:
+        RewardUnknown, RewardFailed, ConfigValue: The rewards can't be set up; nothing was leased.
+        TerselyError: Trainer, queue or port, each in its own class.
+    """
+    configure_logging("scorer", json=options.log_json)
+    with DrainSignal() as drain:
+        if options.trainer is None:
+            _serve(options, drain)
+        else:
+            _work_in_run(options.trainer, drain)
+    log.info("ended")
+    return 0
+
+
+def _serve(options: ServiceOptions, drain: DrainSignal) -> None:
+    recipe = load_recipe(options.recipe, options.overrides).recipe
+    servicer = ScoringServicer(build_rewards(recipe.rewards))
+    server = GrpcServer(recipe.scorer.host, recipe.scorer.port, recipe.rpc.insecure_lan)
+    server.add(lambda grpc_server: scoring_pb2_grpc.add_ScoringServiceServicer_to_server(servicer, grpc_server))
+    with server:
+        log.info("ready", address=server.address, rewards=list(recipe.rewards))
+        drain.wait()
+
+
+def _work_in_run(trainer: str, drain: DrainSignal) -> None:
+    try:
+        joined = join(trainer, "scorer", stop=drain.event)
+    except TrainerUnreachable:
+        if drain.is_set():
+            return
+        raise
+    with joined:
+        rewards = build_rewards(joined.recipe.rewards)
+        evaluation = evaluation_rewards(rewards)
+        queue, keys = joined.recipe.queue, RunKeys(joined.run_id)
+        client = joined.connect_redis()
+        stream = WorkStream(
+            client,
+            keys.completions,
+            "scorer",
+            joined.node_id,
+            lease_seconds=queue.lease_seconds,
+            max_strikes=queue.max_strikes,
+            max_expired_leases=queue.max_expired_leases,
+            quarantine_key=keys.quarantine,
+        )
+        with client, Heartbeater(client, keys, joined.node_id, "scorer") as heart, LeaseKeeper(stream) as keeper:
+
+            def report(state: str, detail: str) -> None:
+                heart.update(
+                    state=state,
+                    detail=detail,
+                    groups_finished=worker.groups_finished,
+                    leases=keeper.count,
+                    last_error=worker.last_error,
+                )
+
+            worker = RingScorer(
+                stream,
+                keeper,
+                keys.scored,
+                joined.node_id,
+                rewards=rewards,
+                evaluation=evaluation,
+                report=report,
+            )
+            log.info("ready", run_id=joined.run_id, node_id=joined.node_id, rewards=[r.name for r in rewards])
+            worker.run(drain.event)

@@ -1,0 +1,131 @@
+"""What the ring's consumer does when the queue or a reward misbehaves, with a scripted stream."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from tersely.errors import LeaseLost, RedisAuth, RedisOutOfMemory, RedisUnreachable, TerselyError
+from tersely.queue import Lease, LeaseKeeper, WorkStream
+from tersely.scorer.registry import build_reward
+from tersely.scorer.ring import RingScorer
+from tersely.types import GroupId
+from tersely.v1 import common_pb2, group_pb2
+
+
+def payload(group_size: int = 1) -> bytes:
+    group = group_pb2.CompletionGroup(prompt=group_pb2.PromptGroup(group_size=group_size, target_tokens=2))
+    group.completions.add(token_ids=[5, 5], finish_reason=common_pb2.FINISH_REASON_LENGTH)
+    return group.SerializeToString()
+
+
+class ScriptedStream:
+    """Gives one lease, then asks the scorer to stop; `forward` raises what it is told to, one after the other."""
+
+    lease_seconds = 60.0
+
+    def __init__(self, stopping: threading.Event, faults: list[TerselyError], data: bytes) -> None:
+        self.stopping, self.faults, self.data = stopping, faults, data
+        self.forwarded: list[group_pb2.ScoredGroup] = []
+        self.failed: list[str] = []
+        self.given = False
+
+    def create(self) -> None: ...
+
+    def lease(self, count: int, block_seconds: float) -> list[Lease]:
+        if self.given:
+            self.stopping.set()
+            return []
+        self.given = True
+        return [Lease(b"1-0", GroupId("g"), self.data, 0, 0)]
+
+    def renew(self, leases: list[Lease]) -> list[Lease]:
+        return leases
+
+    def forward(self, lease: Lease, to_key: str, data: bytes) -> None:
+        if self.faults:
+            raise self.faults.pop(0)
+        self.forwarded.append(group_pb2.ScoredGroup.FromString(data))
+
+    def fail(self, lease: Lease, error_kind: str, message: str) -> bool:
+        self.failed.append(error_kind)
+        return False
+
+
+def run(
+    *faults: TerselyError,
+    data: bytes | None = None,
+    patience_seconds: float = 60.0,
+    on_report: Callable[[threading.Event, str], Any] = lambda stopping, detail: None,
+) -> tuple[ScriptedStream, RingScorer]:
+    stopping = threading.Event()
+    scripted = ScriptedStream(stopping, list(faults), payload() if data is None else data)
+    stream = cast(WorkStream, scripted)
+    rewards = [build_reward("length")]
+    scorer = RingScorer(
+        stream,
+        LeaseKeeper(stream),
+        "scored",
+        "scorer-1",
+        rewards=rewards,
+        evaluation=rewards,
+        report=lambda state, detail: on_report(stopping, detail),
+        patience_seconds=patience_seconds,
+    )
+    scorer.run(stopping)
+    return scripted, scorer
+
+
+@pytest.mark.parametrize("fault", [RedisUnreachable, RedisOutOfMemory])
+def test_a_queue_that_is_away_or_full_for_a_moment_costs_nothing(fault: type[TerselyError]) -> None:
+    stream, scorer = run(fault("gone"), fault("gone"))
+    assert len(stream.forwarded) == 1
+    assert stream.failed == []
+    assert (scorer.groups_finished, scorer.last_error) == (1, f"{fault.kind}: gone")
+
+
+def test_a_queue_that_stays_away_ends_the_process_with_its_error() -> None:
+    with pytest.raises(RedisUnreachable):
+        run(*[RedisUnreachable("gone")] * 9, patience_seconds=0.05)
+
+
+def test_a_full_queue_is_waited_for_beyond_the_patience() -> None:
+    stream, _ = run(*[RedisOutOfMemory("full")] * 2, patience_seconds=0.0)
+    assert len(stream.forwarded) == 1
+
+
+def test_a_drain_while_the_queue_is_away_ends_at_once_and_counts_nothing() -> None:
+    stream, scorer = run(
+        *[RedisUnreachable("gone")] * 99, on_report=lambda stopping, detail: detail == "gone" and stopping.set()
+    )
+    assert stream.forwarded == []
+    assert scorer.groups_finished == 0
+
+
+def test_a_refused_login_is_not_waited_for() -> None:
+    with pytest.raises(RedisAuth):
+        run(RedisAuth("no"))
+
+
+def test_the_result_of_a_lost_lease_is_dropped_without_a_strike() -> None:
+    stream, scorer = run(LeaseLost("lost"))
+    assert (stream.forwarded, stream.failed, scorer.groups_finished) == ([], [], 0)
+
+
+def test_a_malformed_group_is_a_strike() -> None:
+    stream, scorer = run(data=payload(group_size=3))
+    assert stream.failed == ["malformed_group"]
+    assert "1 completions for a group size of 3" in scorer.last_error
+
+
+def test_a_fault_of_the_scorer_itself_is_a_strike_and_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("bug")
+
+    monkeypatch.setattr("tersely.scorer.ring.score_batch", broken)
+    stream, scorer = run()
+    assert stream.failed == ["scorer_error"]
+    assert scorer.last_error == "scorer_error: ZeroDivisionError: bug"
