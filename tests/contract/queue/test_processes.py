@@ -44,7 +44,7 @@ def test_lease_of_a_killed_process_goes_to_another(
         killed = time.monotonic()
         (lease,) = survivor.lease(1, 3.0)
     assert (lease.group_id, lease.strikes, lease.expired_leases) == ("g1", 0, 1)
-    assert time.monotonic() - killed < 1.5
+    assert time.monotonic() - killed < 2.5
     survivor.forward(lease, keys.completions, b"c")
 
 

@@ -60,10 +60,13 @@ def test_lease_waits_for_work_and_gives_up_in_time(make_stream: MakeStream):
     began = time.monotonic()
     assert stream.lease(1, 0.2) == []
     assert 0.15 < time.monotonic() - began < 1.0
-    threading.Timer(0.1, lambda: stream.add(G1, b"p")).start()
+    adder = threading.Timer(0.1, lambda: stream.add(G1, b"p"))
+    adder.start()
     began = time.monotonic()
-    assert one(stream).group_id == G1
-    assert time.monotonic() - began < 0.9
+    (lease,) = stream.lease(1, 5.0)
+    adder.join()
+    assert lease.group_id == G1
+    assert time.monotonic() - began < 2.0
 
 
 def test_waiting_longer_than_the_socket_timeout_is_no_error(server_url: str, keys: RunKeys, client: redis.Redis):
@@ -80,10 +83,8 @@ def test_expired_lease_goes_to_another_and_is_counted(make_stream: MakeStream):
     a.add(G1, b"p")
     one(a)
     assert b.lease(1, 0) == []
-    began = time.monotonic()
-    lease = one(b)
+    (lease,) = b.lease(1, 5.0)
     assert (lease.group_id, lease.expired_leases, lease.strikes) == (G1, 1, 0)
-    assert time.monotonic() - began < 0.8
 
 
 def test_expired_lease_comes_before_new_work(make_stream: MakeStream):

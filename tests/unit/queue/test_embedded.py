@@ -13,14 +13,16 @@ import psutil
 import pytest
 
 from tersely.errors import RedisUnreachable
-from tersely.queue import connect
+from tersely.queue import WorkStream, connect
 from tersely.queue import embedded as module
 from tersely.queue.embedded import EmbeddedServer
+from tersely.types import GroupId
 
 PARENT = """
 import sys, time
 from pathlib import Path
 from tersely.queue.embedded import EmbeddedServer
+from tersely.types import GroupId
 server = EmbeddedServer(Path(sys.argv[1]))
 server.start()
 sys.stdout.write(f"{server.pid} {server.url}\\n")
@@ -66,17 +68,18 @@ def test_data_and_url_survive_a_restart(tmp_path: Path):
     try:
         url = server.url
         with connect(url) as client:
-            client.set("k", "v")
-        os.kill(server.pid, signal.SIGTERM)
-        for _ in range(100):
-            if not server.alive:
-                break
-            time.sleep(0.02)
-        server.start()
-        server.start()
-        assert server.url == url
-        with connect(url) as client:
-            assert client.get("k") == b"v"
+            stream = WorkStream(client, "t:{r}:prompts", "rollout", "a", lease_seconds=5, quarantine_key="q")
+            stream.create()
+            stream.add(GroupId("g1"), b"p")
+            os.kill(server.pid, signal.SIGTERM)
+            assert wait_gone(server.pid)
+            assert not server.alive
+            with pytest.raises(RedisUnreachable):
+                stream.lease(1, 0)
+            server.start()
+            server.start()
+            assert server.url == url
+            assert [lease.group_id for lease in stream.lease(1, 0)] == ["g1"]
     finally:
         server.stop()
 
