@@ -1,0 +1,18 @@
+"""transformers without progress bars, advice and warnings on the terminal."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+
+def quiet_transformers() -> Any:
+    """Import transformers (seconds, the first time) with its talk turned off, and return the module."""
+    # Both are read when the libraries are first imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers = importlib.import_module("transformers")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
