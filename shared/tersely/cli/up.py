@@ -50,7 +50,7 @@ def up(
     folder = RunDir(path)
     folder.check_for_start(resume=resume)
     make_server = _queue(loaded)
-    view = _LateView(folder, loaded, live=sys.stdout.isatty() and not plain)
+    view = _view(folder, loaded, live=sys.stdout.isatty() and not plain)
     plan = UpPlan(recipe_path=recipe.resolve(), recipe=loaded, overrides=items, run_dir=path, resume=resume)
     outcome = LocalRun(plan, view, make_server).run()
     if not outcome.finished:
@@ -64,34 +64,16 @@ def up(
     _report(folder)
 
 
-class _LateView:
-    """Opens the real view at its first refresh: nothing is drawn for a run that never starts."""
+def _view(run_dir: RunDir, recipe: Recipe, *, live: bool) -> RunView:
+    if live:
+        from rich.console import Console
 
-    def __init__(self, run_dir: RunDir, recipe: Recipe, *, live: bool) -> None:
-        self._run_dir, self._recipe, self._live = run_dir, recipe, live
-        self._view: RunView | None = None
+        from tersely.view.live import LiveView
 
-    def refresh(self) -> None:
-        """Shows what is new."""
-        if self._view is None:
-            self._view = self._open()
-        self._view.refresh()
+        return LiveView(run_dir, recipe, Console())
+    from tersely.view.plain import PlainView
 
-    def close(self) -> None:
-        """Ends the view, if there is one."""
-        if self._view is not None:
-            self._view.close()
-
-    def _open(self) -> RunView:
-        if self._live:
-            from rich.console import Console
-
-            from tersely.view.live import LiveView
-
-            return LiveView(self._run_dir, self._recipe, Console())
-        from tersely.view.plain import PlainView
-
-        return PlainView(self._run_dir, sys.stdout, self._recipe.run.steps)
+    return PlainView(run_dir, sys.stdout, recipe.run.steps)
 
 
 def _queue(recipe: Recipe) -> Callable[[Path], QueueServer] | None:

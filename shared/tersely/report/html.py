@@ -47,7 +47,7 @@ def render_report(
         _examples(report.get("examples") or [], target),
         _charts(curve, target),
         _books(report, events),
-        _recipe(recipe or {}),
+        _recipe(recipe or report.get("recipe") or {}),
     ]
     title = escape(f"tersely: {target} tokens" if target else "tersely")
     return (

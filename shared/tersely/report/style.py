@@ -12,7 +12,8 @@ h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 4px; } h2 { font-size: 1.
 .muted, figcaption, th { color: var(--muted); font-weight: 400; } .muted { margin: 0 0 8px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 10px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; } .wide { overflow-x: auto; }
+th:first-child, td:first-child { text-align: left; }
+td:nth-child(2), td:nth-child(3) { white-space: nowrap; } .wide { overflow-x: auto; }
 tr.first td { border-top: 2px solid var(--line); }
 .grid, .pair { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr)); }
 figure, .card { margin: 0; padding: 12px 14px; background: var(--card); border: 1px solid var(--line);
@@ -21,7 +22,7 @@ figure, .card { margin: 0; padding: 12px 14px; background: var(--card); border: 
 .example { margin-bottom: 28px; }
 blockquote { color: var(--muted); padding-left: 12px; border-left: 3px solid var(--line); }
 .target { color: var(--good); } .off { color: var(--bad); }
-svg { display: block; width: 100%; height: auto; margin-top: 6px; } svg text { fill: var(--muted); font-size: 11px; }
+svg { display: block; width: 100%; height: auto; margin-top: 6px; } svg text { fill: var(--muted); font-size: 12px; }
 .rule { stroke: var(--line); stroke-width: 1; }
 .series { fill: none; stroke: var(--series); stroke-width: 2; }
 .dot { fill: var(--series); } .band { fill: var(--band); }

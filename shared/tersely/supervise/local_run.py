@@ -23,6 +23,8 @@ from tersely.supervise.supervisor import Child, ChildSpec, RestartLimits, Superv
 from tersely.telemetry.events import EventLog
 
 POLL_SECONDS = 0.1
+TRAINER_ENDS = frozenset({0, 75})
+"""Finished, and drained before its end; after both there is nothing to restart."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -194,7 +196,7 @@ class LocalRun:
 
     def _specs(self, supervisor: Supervisor) -> Iterator[ChildSpec]:
         recipe = self.plan.recipe
-        yield ChildSpec("trainer", "trainer", self._trainer_command, expected_end=True)
+        yield ChildSpec("trainer", "trainer", self._trainer_command, natural_ends=TRAINER_ENDS)
 
         def listening() -> bool:
             return self._read_address(supervisor.children["trainer"].pid) is not None

@@ -50,14 +50,14 @@ class ChildSpec:
         role: What it is, e.g. "rollout".
         command: Gives the command line for the n-th start (0 is the first); asked at each start.
         ready: Whether it may be started now; asked at each poll while it waits.
-        expected_end: Exit code 0 is its natural end; without it any end is a death.
+        natural_ends: Exit codes with which it ends for good; any other end is a death.
     """
 
     name: str
     role: str
     command: Callable[[int], Sequence[str]]
     ready: Callable[[], bool] = lambda: True
-    expected_end: bool = False
+    natural_ends: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -202,7 +202,7 @@ class Supervisor:
     def _died(self, child: Child, exit_code: int, now: float) -> None:
         spec, process = child.spec, child.process
         child.exit_code = exit_code
-        if exit_code == 0 and spec.expected_end:
+        if exit_code in spec.natural_ends:
             self._stopped(child)
             self._write_processes()
             return

@@ -25,8 +25,8 @@ def rewards(step: Mapping[str, Any], separator: str = "  ") -> str:
 
 
 def total_seconds(step: Mapping[str, Any]) -> float | None:
-    """Seconds of a step; summed where they are given by phase."""
-    seconds = step.get("seconds")
+    """Seconds of a step; summed where they are only given by phase."""
+    seconds = step.get("step_seconds", step.get("seconds"))
     if isinstance(seconds, Mapping):
         return float(sum(v for v in seconds.values() if isinstance(v, int | float)))
     return float(seconds) if isinstance(seconds, int | float) else None

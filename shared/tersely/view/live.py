@@ -45,7 +45,6 @@ class LiveView:
         self._lines: list[str] = []
         self._drawn = float("-inf")
         self._live = Live(console=console, auto_refresh=False, transient=False, vertical_overflow="crop")
-        self._live.start()
 
     def refresh(self) -> None:
         """Draws, if the last picture is old enough."""
@@ -54,11 +53,13 @@ class LiveView:
 
     def close(self) -> None:
         """Draws for the last time and gives the terminal back."""
-        self._draw()
-        self._live.stop()
+        if self._live.is_started:
+            self._draw()
+            self._live.stop()
 
     def _draw(self) -> None:
         self._drawn = self._clock()
+        self._live.start()  # not before there is something to draw; does nothing when it is started
         for event in self._tail.read_new():
             line = line_for(event, self._recipe.run.steps)
             if line is not None:
@@ -93,7 +94,9 @@ def _head(status: Mapping[str, Any], recipe: Recipe) -> RenderableType:
         done, total = int(evaluation.get("done") or 0), int(evaluation.get("of") or 1)
         label = f"evaluation {evaluation.get('name', '')} {done}/{total}"
     grid = Table.grid(padding=(0, 2))
+    rate = sum(node.get("tokens_per_second") or 0.0 for node in status.get("nodes") or [])
     facts = [f"version {status.get('policy_version', '-')}", figures.duration(status.get("seconds"))]
+    facts.append(f"{rate:.0f} tokens/s")
     grid.add_row(
         Text(state, style="bold red" if state in ("dead", "failed") else "bold green"),
         Text(label, style="bold"),
@@ -117,11 +120,16 @@ def _step_table(step: Mapping[str, Any], recipe: Recipe) -> Table:
     table.add_row("staleness", figures.number(step.get("staleness")))
     table.add_row("entropy", figures.number(step.get("entropy"), 2))
     table.add_row("clip share", figures.percent(step.get("clip_share")))
-    table.add_row("mismatch", figures.number(step.get("mismatch"), 5))
-    seconds = step.get("seconds")
-    if isinstance(seconds, Mapping):
-        table.add_row("seconds", "  ".join(f"{name} {figures.number(value)}" for name, value in seconds.items()))
+    mismatch = step.get("mismatch")
+    table.add_row("mismatch", f"{mismatch:.1e}" if isinstance(mismatch, int | float) else "-")
     return table
+
+
+def _phases(step: Mapping[str, Any]) -> str:
+    seconds = step.get("seconds")
+    if not isinstance(seconds, Mapping):
+        return "-"
+    return "  ".join(f"{name} {figures.number(value)}" for name, value in seconds.items())
 
 
 def histogram_bins(histogram: Sequence[Sequence[float]], target: int, rows: int = 9) -> list[tuple[int, int, int]]:
@@ -147,7 +155,7 @@ def _histogram(step: Mapping[str, Any], target: int) -> RenderableType:
     table = Table.grid(padding=(0, 1))
     for index, (first, last, count) in enumerate(bins):
         in_band = first <= target <= last
-        label = f">={first}" if index == len(bins) - 1 else f"{first}-{last}"
+        label = f"<={last}" if index == 0 else f">={first}" if index == len(bins) - 1 else f"{first}-{last}"
         bar = "█" * (round(BAR_WIDTH * count / most) if most else 0) or ("▏" if count else "")
         table.add_row(
             Text(label, style="bold green" if in_band else "dim", justify="right"),
@@ -165,7 +173,8 @@ def _books(status: Mapping[str, Any]) -> RenderableType:
         f"{name} {(queues.get(name) or {}).get('waiting', '-')}+{(queues.get(name) or {}).get('leased', '-')}"
         for name in ("prompts", "completions", "scored")
     )
-    return Group(Text(f"groups  {books}"), Text(f"queues (waiting+leased)  {depths}"))
+    phases = _phases(status.get("last_step") or {})
+    return Group(Text(f"seconds  {phases}"), Text(f"groups   {books}"), Text(f"queues   {depths}  (waiting + leased)"))
 
 
 def _nodes(status: Mapping[str, Any]) -> RenderableType:

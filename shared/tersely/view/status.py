@@ -19,9 +19,9 @@ def read_status(run_dir: RunDir) -> dict[str, Any]:
     """Everything in status.json, corrected by what is known to be newer.
 
     Adds to it: `run_dir`; `trainer` (run.json); `processes` (children of `tersely up`); `age_seconds` since the
-    trainer wrote; `stale`. `state` becomes "dead" when the trainer's process is gone before its run ended ("stopped"
-    when it was draining). `nodes` gets local processes that have not reported yet ("starting") and loses those whose
-    process is gone.
+    trainer wrote; `stale`; `seconds` since the trainer started, where status.json has none. `state` becomes "dead"
+    when the trainer's process is gone before its run ended ("stopped" when it was draining). `nodes` gets local
+    processes that have not reported yet ("starting") and loses those whose process is gone.
 
     Raises:
         RunDirMissing: No run there.
@@ -34,7 +34,9 @@ def read_status(run_dir: RunDir) -> dict[str, Any]:
     written = status.get("time")
     age = max(0.0, time.time() - written) if isinstance(written, int | float) else None
     state = _state(str(status.get("state", "starting")), run, processes, age)
+    started = run.get("started")
     return {
+        "seconds": written - started if isinstance(written, float) and isinstance(started, float) else None,
         **status,
         "run_id": status.get("run_id", run.get("run_id")),
         "run_dir": str(run_dir.path),

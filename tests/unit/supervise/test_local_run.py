@@ -44,7 +44,7 @@ def put(name, value):
 
 def end(*_):
     put("status.json", {"state": "draining", "step": 2, "time": time.time()})
-    sys.exit(0)
+    sys.exit(75)
 
 signal.signal(signal.SIGTERM, end)
 put("status.json", {"state": "training", "step": 1, "time": time.time()})
@@ -187,6 +187,18 @@ def test_sigterm_drains_the_trainer_and_ends_the_rest(tmp_path: Path) -> None:
     assert not any(map(pid_alive, pids))
     assert read_status(stage.local_run.run_dir)["state"] == "stopped"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_trainer_that_somebody_else_drained_ends_the_run_unfinished(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+
+    def drain() -> None:
+        until(lambda: bool(stage.processes()[0]["pid"]))
+        os.kill(stage.processes()[0]["pid"], signal.SIGTERM)
+
+    outcome = stage.run(stage.all_up, drain)
+    assert (outcome.finished, outcome.exit_code) == (False, 128 + signal.SIGTERM)
+    assert [call[0] for call in stage.calls()].count("trainer") == 1
 
 
 def test_a_crashed_trainer_comes_back_with_resume_on_the_port_that_workers_know(tmp_path: Path) -> None:

@@ -121,9 +121,9 @@ def test_the_same_exit_code_without_an_error_file_is_a_death(fixture: Fixture) -
     until(lambda: "service_restarted" in fixture.kinds(), supervisor)
 
 
-def test_an_expected_end_is_no_death(fixture: Fixture) -> None:
+def test_a_natural_end_is_no_death(fixture: Fixture) -> None:
     supervisor = fixture.make()
-    supervisor.add(ChildSpec("trainer", "trainer", python("pass"), expected_end=True))
+    supervisor.add(ChildSpec("trainer", "trainer", python("pass"), natural_ends=frozenset({0})))
     supervisor.add(ChildSpec("w-0", "rollout", python("pass")))
     until(lambda: supervisor.children["w-0"].starts > 1, supervisor)
     assert supervisor.children["trainer"].state == "stopped"
