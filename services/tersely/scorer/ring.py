@@ -48,6 +48,7 @@ class RingScorer:
         rewards: Rewards of the recipe, in its order.
         evaluation: Rewards of evaluation groups.
         report: Told what goes on.
+        same_run: Asked when there is nothing to do; False ends `run`.
         patience_seconds: How long to wait for a server that does not answer before `run` raises.
     """
 
@@ -61,6 +62,7 @@ class RingScorer:
         rewards: Sequence[Reward],
         evaluation: Sequence[Reward],
         report: Report = lambda state, detail: None,
+        same_run: Callable[[], bool] = lambda: True,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self.groups_finished = 0
@@ -72,10 +74,11 @@ class RingScorer:
         self._rewards = rewards
         self._evaluation = evaluation
         self._report = report
+        self._same_run = same_run
         self._patience_seconds = patience_seconds
 
     def run(self, stopping: Event) -> None:
-        """Works until `stopping` is set; the group in hand is finished first.
+        """Works until `stopping` is set, or the run is over; the group in hand is finished first.
 
         Raises:
             RedisUnreachable: The server stayed away longer than the patience.
@@ -84,7 +87,10 @@ class RingScorer:
         self._patiently(self._stream.create, stopping)
         self._report("waiting", "for completions")
         while not stopping.is_set():
-            for lease in self._patiently(lambda: self._stream.lease(1, BLOCK_SECONDS), stopping) or ():
+            leases = self._patiently(lambda: self._stream.lease(1, BLOCK_SECONDS), stopping)
+            if not leases and not stopping.is_set() and not self._same_run():
+                return
+            for lease in leases or ():
                 self._report("scoring", f"group {lease.group_id}")
                 self._process(lease, stopping)
                 self._report("waiting", "for completions")

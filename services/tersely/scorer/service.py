@@ -15,6 +15,7 @@ from tersely.rpc.server import GrpcServer
 from tersely.scorer.registry import build_rewards, evaluation_rewards
 from tersely.scorer.ring import RingScorer
 from tersely.scorer.scoring_service import ScoringServicer
+from tersely.scorer.trainer_watch import TrainerWatch
 from tersely.telemetry.logging import configure_logging
 from tersely.v1 import scoring_pb2_grpc
 
@@ -33,7 +34,9 @@ def run_scorer(options: ServiceOptions) -> int:
         if options.trainer is None:
             _serve(options, drain)
         else:
-            _work_in_run(options.trainer, drain)
+            # A trainer that has begun another run is joined again.
+            while not drain.is_set():
+                _work_in_run(options.trainer, drain)
     log.info("ended")
     return 0
 
@@ -89,6 +92,7 @@ def _work_in_run(trainer: str, drain: DrainSignal) -> None:
                 rewards=rewards,
                 evaluation=evaluation,
                 report=report,
+                same_run=TrainerWatch(joined.channel, trainer, joined.run_id).same_run,
             )
             log.info("ready", run_id=joined.run_id, node_id=joined.node_id, rewards=[r.name for r in rewards])
             worker.run(drain.event)

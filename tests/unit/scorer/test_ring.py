@@ -32,12 +32,15 @@ class ScriptedStream:
         self.forwarded: list[group_pb2.ScoredGroup] = []
         self.failed: list[str] = []
         self.given = False
+        self.idle = 0
 
     def create(self) -> None: ...
 
     def lease(self, count: int, block_seconds: float) -> list[Lease]:
         if self.given:
-            self.stopping.set()
+            self.idle += 1
+            if self.idle > 1:
+                self.stopping.set()
             return []
         self.given = True
         return [Lease(b"1-0", GroupId("g"), self.data, 0, 0)]
@@ -59,6 +62,7 @@ def run(
     *faults: TerselyError,
     data: bytes | None = None,
     patience_seconds: float = 60.0,
+    same_run: Callable[[], bool] = lambda: True,
     on_report: Callable[[threading.Event, str], Any] = lambda stopping, detail: None,
 ) -> tuple[ScriptedStream, RingScorer]:
     stopping = threading.Event()
@@ -73,6 +77,7 @@ def run(
         rewards=rewards,
         evaluation=rewards,
         report=lambda state, detail: on_report(stopping, detail),
+        same_run=same_run,
         patience_seconds=patience_seconds,
     )
     scorer.run(stopping)
@@ -113,6 +118,12 @@ def test_a_refused_login_is_not_waited_for() -> None:
 def test_the_result_of_a_lost_lease_is_dropped_without_a_strike() -> None:
     stream, scorer = run(LeaseLost("lost"))
     assert (stream.forwarded, stream.failed, scorer.groups_finished) == ([], [], 0)
+
+
+def test_a_run_that_is_over_ends_the_work_after_what_was_there() -> None:
+    stream, _ = run(same_run=lambda: False)
+    assert len(stream.forwarded) == 1
+    assert not stream.stopping.is_set()
 
 
 def test_a_malformed_group_is_a_strike() -> None:
