@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Any
 
 import structlog
@@ -66,6 +67,8 @@ def _load(source: str) -> Any:
             f"Reading the hub data set {source} needs the package datasets.", "Run `pip install 'tersely[hub]'`."
         ) from None
     datasets.disable_progress_bars()
+    # Its retries without a network are said once, by our error.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     _log.info("looking for the data set at the hub", data=source)
     try:
         return datasets.load_dataset(source)
@@ -79,7 +82,8 @@ def _load(source: str) -> Any:
         raise HubUnreachable(
             f"The data set {source} is not cached here and the hub can't be reached ({type(error).__name__}).",
             "On a machine with network write each split as SPLIT.jsonl into a folder"
-            f" (`datasets.load_dataset({source!r})[SPLIT].to_json(...)`), copy it here and set data.source to it.",
+            f" (`datasets.load_dataset({source!r})[SPLIT].to_json(...)`), copy it here, set data.source to it, and data.document_field"
+            " and data.summary_field to the names of its fields.",
         ) from None
     except (ValueError, RuntimeError) as error:
         raise DataMissing(f"The data set {source} can't be read: {_first_line(error)}.", "Check data.source.") from None

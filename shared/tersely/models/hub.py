@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import structlog
@@ -38,6 +39,7 @@ def hub_folder(name: str, revision: str | None, cache_dir: Path | None) -> Path:
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     where = str(cache_dir / "hub") if cache_dir is not None else None
     patterns = list(ALLOWED_FILES)
     label = name if revision is None else f"{name}@{revision}"
