@@ -1,13 +1,13 @@
 """Brings a batch together: issues groups as credits allow, judges what comes back, refills what falls out.
 
 Credits: at most ``(max_staleness + 1) * groups_per_step`` training groups are open at once (on their way, or accepted
-and waiting for their batch). A group that falls out frees its credit, which its replacement inherits; after `max_refill`
-replacements in one step no more are sent, and the step trains on what it has.
+and waiting for their batch). A group that falls out frees its credit, which its replacement inherits; after
+`max_refill` replacements in one step no more are sent, and the step trains on what it has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import structlog
 
@@ -18,10 +18,10 @@ from tersely.trainer.evaluation import EvaluationDesk
 from tersely.trainer.issuing import Issuer
 from tersely.trainer.ledger import Issue, Ledger, Outcome
 from tersely.trainer.ring import EVALUATION_PREFIX, Arrival, Ring
-from tersely.trainer.samples import reward_columns
+from tersely.trainer.samples import oldest_version, reward_columns
 from tersely.trainer.wal import WriteAheadLog
 from tersely.types import GroupId, PolicyVersion, WeightsLabel
-from tersely.v1 import common_pb2, group_pb2, log_pb2
+from tersely.v1 import common_pb2, log_pb2
 
 log = structlog.get_logger(__name__)
 
@@ -141,6 +141,11 @@ class Collector:
         self._missing = lost - again
         return len(again)
 
+    def take_again(self) -> None:
+        """Decides on what was taken before a restart or a failure of the server, and never got its decision."""
+        waiting = {arrival.lease.entry_id for arrival in self._accepted.values()}
+        self.take([arrival for arrival in self._ring.take_again() if arrival.lease.entry_id not in waiting])
+
     def poll(self, block_seconds: float) -> None:
         """Takes what has arrived and decides on it; waits up to `block_seconds` for the first."""
         self.take(self._ring.take(64, block_seconds))
@@ -237,18 +242,3 @@ class Collector:
         if arrival is not None:
             self._on_dropped(arrival, outcome)
             self._ring.acknowledge([arrival.lease])
-
-
-def oldest_version(scored: group_pb2.ScoredGroup) -> PolicyVersion:
-    """The oldest policy version that sampled any token of the group."""
-    return PolicyVersion(
-        min(span.weights.policy_version for completion in scored.group.completions for span in completion.version_spans)
-    )
-
-
-def staleness(batch: list[Arrival], current: WeightsLabel) -> Mapping[GroupId, int]:
-    """Versions each group of a batch lags behind."""
-    return {
-        GroupId(arrival.group.group.prompt.group_id): current.policy_version - oldest_version(arrival.group)
-        for arrival in batch
-    }

@@ -1,7 +1,8 @@
 """Held-out evaluation at one pinned version, through the same workers and scorers as training.
 
 Evaluation groups are outside the training credits and the run's books. Each holds one greedy completion and some
-sampled ones of the same prompt with the same limit. Results are kept per prompt, so that before and after can be paired.
+sampled ones of the same prompt with the same limit. Results are kept per prompt, so that before and after can be
+paired.
 """
 
 from __future__ import annotations

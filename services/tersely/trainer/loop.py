@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import structlog
 
 from tersely.config import Recipe
 from tersely.data.prompts import PreparedPrompt
-from tersely.errors import NoSignal
+from tersely.errors import NoSignal, RedisOutOfMemory, RedisUnreachable
 from tersely.node.drain import DrainSignal
 from tersely.telemetry.events import EventLog
-from tersely.telemetry.samples import SampleLog
 from tersely.trainer.checkpoint import write_checkpoint
-from tersely.trainer.collector import Collector, staleness
+from tersely.trainer.collector import Collector
 from tersely.trainer.evaluation import Evaluation, EvaluationDesk
 from tersely.trainer.issuing import Issuer
 from tersely.trainer.learner import Learner
 from tersely.trainer.ledger import Ledger
+from tersely.trainer.recorder import Recorder
 from tersely.trainer.resume import Position, commit_version
 from tersely.trainer.ring import Arrival, Ring
 from tersely.trainer.run_directory import RunDirectory
-from tersely.trainer.samples import batch_figures, sample_rows, training_group
+from tersely.trainer.samples import training_group
 from tersely.trainer.status import Status
 from tersely.trainer.wal import WriteAheadLog
 from tersely.types import PolicyVersion, WeightsLabel
@@ -35,6 +35,24 @@ log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.25
 _LOOK_FOR_LOST_SECONDS = 3.0
+_REDIS_RETRY_SECONDS = 1.0
+T = TypeVar("T")
+
+
+class Every:
+    """Says once in a while that it is time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._next = time.monotonic() + seconds
+
+    def due(self) -> bool:
+        """True when the time is over since the last True, or since the beginning."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + self._seconds
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +70,7 @@ class Parts:
     learner: Learner
     store: SnapshotStore
     events: EventLog
-    samples: SampleLog
+    recorder: Recorder
     status: Status
     drain: DrainSignal
     eval_prompts: Sequence[PreparedPrompt]
@@ -76,6 +94,8 @@ class TrainingLoop:
         self._highest_version = highest_version
         self._without_signal = 0
         self._checkpointed_step = position.step
+        self._waiting_for = ""
+        self._redis_failed = False
 
     @property
     def label(self) -> WeightsLabel:
@@ -106,7 +126,8 @@ class TrainingLoop:
 
     def _one_step(self) -> None:
         parts = self._parts
-        parts.status.update(state="training", waiting_for="groups to be generated and scored")
+        self._waiting_for = "groups to be generated and scored"
+        parts.status.update(state="training", waiting_for=self._waiting_for)
         began = time.monotonic()
         batch = self._collect()
         waited = time.monotonic()
@@ -119,33 +140,29 @@ class TrainingLoop:
         step = self._step + 1
         groups = [arrival.group for arrival in batch]
         parts.wal.append(log_pb2.LogRecord(batch_formed=log_pb2.BatchFormed(step=step, groups=groups)), sync=True)
-        parts.ring.acknowledge([arrival.lease for arrival in batch])
         parts.collector.remove(batch)
+        self._with_redis(lambda: parts.ring.acknowledge([arrival.lease for arrival in batch]))
         logged = time.monotonic()
         parts.status.update(waiting_for=f"the learner, step {step}")
         health = parts.learner.train([training_group(group) for group in groups], step)
         learned = time.monotonic()
-        lags = staleness(batch, self._label)
+        sampled_at = self._label.policy_version
         self._publish(step)
         published = time.monotonic()
-        figures: dict[str, Any] = {
-            "step": step,
-            "policy_version": self._label.policy_version,
-            **batch_figures(groups),
-            **{key: value for key, value in asdict(health).items() if key not in ("advantages", "seconds")},
-            "staleness": sum(lags.values()) / len(lags),
-            "zero_variance_groups": parts.collector.dropped_this_step,
-            "groups": len(batch),
-            "seconds": {
+        parts.recorder.trained(
+            step,
+            groups,
+            health,
+            sampled_at=sampled_at,
+            made=self._label,
+            seconds={
                 "wait": waited - began,
                 "log": logged - waited,
-                **health.seconds,
                 "learn": learned - logged,
                 "publish": published - learned,
             },
-            "step_seconds": published - began,
-        }
-        self._record(step, batch, health.advantages, figures)
+            dropped=parts.collector.dropped_this_step,
+        )
         if step % parts.recipe.run.checkpoint_every == 0:
             self._checkpoint()
 
@@ -153,19 +170,42 @@ class TrainingLoop:
         """A batch, an empty list when all signal is gone, or None when a drain came first."""
         parts = self._parts
         parts.collector.begin_step(self._label)
-        next_look = time.monotonic() + _LOOK_FOR_LOST_SECONDS
-        while not parts.drain.is_set():
-            if time.monotonic() > next_look:
+        look = Every(_LOOK_FOR_LOST_SECONDS)
+
+        def gather() -> list[Arrival] | None:
+            if look.due():
                 parts.collector.resend_lost()
-                next_look = time.monotonic() + _LOOK_FOR_LOST_SECONDS
             parts.collector.top_up(parts.recipe.run.steps - self._step)
             parts.collector.poll(_POLL_SECONDS)
-            batch = parts.collector.batch()
+            return parts.collector.batch()
+
+        while not parts.drain.is_set():
+            batch = self._with_redis(gather)
             if batch is not None:
                 if 0 < len(batch) < parts.recipe.run.groups_per_step:
                     parts.events.write("alarm", name="batch_short", step=self._step + 1, groups=len(batch))
                 return batch
         return None
+
+    def _with_redis(self, action: Callable[[], T]) -> T | None:
+        """Does something with Redis; None when the server fails it, after a pause.
+
+        What was not sent or taken then is found again: from the books, and from what this consumer still holds.
+        """
+        parts = self._parts
+        try:
+            if self._redis_failed:
+                parts.collector.take_again()
+                self._redis_failed = False
+            result = action()
+        except (RedisUnreachable, RedisOutOfMemory) as error:
+            self._redis_failed = True
+            log.warning("redis fails the trainer; trying again", error=error.message)
+            parts.status.update(waiting_for=f"Redis: {error.message}")
+            parts.drain.wait(_REDIS_RETRY_SECONDS)
+            return None
+        parts.status.update(waiting_for=self._waiting_for)
+        return result
 
     def _publish(self, step: int) -> None:
         parts = self._parts
@@ -181,26 +221,6 @@ class TrainingLoop:
             policy_version=self._label.policy_version,
             weights_sha256=self._label.weights_sha256,
         )
-
-    def _record(
-        self, step: int, batch: list[Arrival], advantages: dict[Any, tuple[float | None, ...]], figures: dict[str, Any]
-    ) -> None:
-        parts = self._parts
-        for arrival in batch:
-            prompt = arrival.group.group.prompt
-            version = arrival.group.group.completions[0].version_spans[0].weights.policy_version
-            parts.events.write(
-                "group_trained",
-                group_id=prompt.group_id,
-                issue_number=prompt.issue_number,
-                step=step,
-                policy_version=version,
-            )
-            rows = sample_rows(arrival.group, step=step, outcome="trained", advantages=advantages[prompt.group_id])
-            for row in rows:
-                parts.samples.write(**row)
-        parts.events.write("step_finished", **figures)
-        parts.status.update(step=step, policy_version=self._label.policy_version, last_step=figures)
 
     def _no_signal(self) -> None:
         parts = self._parts
@@ -221,20 +241,21 @@ class TrainingLoop:
         if not parts.eval_prompts or parts.directory.read_json(f"evaluation-{name}.json") is not None:
             return
         evaluation = Evaluation(name, label, parts.eval_prompts)
+        self._waiting_for = f"evaluation {name!r} at version {label.policy_version}"
         parts.store.pin(label)
         parts.desk.current = evaluation
-        evaluation.send(parts.issuer, parts.ring)
-        next_look = time.monotonic() + _LOOK_FOR_LOST_SECONDS
-        while not evaluation.complete and not parts.drain.is_set():
-            parts.status.update(
-                state="evaluating",
-                waiting_for=f"evaluation {name!r} at version {label.policy_version}",
-                evaluation={"name": name, "done": evaluation.done, "of": evaluation.of},
-            )
-            if time.monotonic() > next_look:
+        self._with_redis(lambda: evaluation.send(parts.issuer, parts.ring))
+        look = Every(_LOOK_FOR_LOST_SECONDS)
+
+        def gather() -> None:
+            if look.due():
                 evaluation.resend_lost(parts.issuer, parts.ring)
-                next_look = time.monotonic() + _LOOK_FOR_LOST_SECONDS
             parts.collector.poll(_POLL_SECONDS)
+
+        while not evaluation.complete and not parts.drain.is_set():
+            progress = {"name": name, "done": evaluation.done, "of": evaluation.of}
+            parts.status.update(state="evaluating", evaluation=progress)
+            self._with_redis(gather)
         parts.desk.current = None
         parts.store.unpin(label)
         if name == "before":

@@ -30,7 +30,6 @@ def build_report(
     }
     if before is not None and after is not None:
         held_out["paired"] = paired(before["rows"], after["rows"])
-    last = steps[-1] if steps else None
     return {
         "target_tokens": recipe.length.target_tokens,
         "max_completion_tokens": recipe.max_completion_tokens,
@@ -44,7 +43,6 @@ def build_report(
         "initial_weights_sha256": initial.weights_sha256,
         "final_weights_sha256": final.weights_sha256,
         "policy_version": final.policy_version,
-        "learner_device": last["device"] if last and "device" in last else None,
         "curve": [{key: event.get(key) for key in _CURVE} for event in steps],
         "examples": examples(before["rows"], after["rows"], _EXAMPLES) if before and after else [],
         "recipe": recipe.model_dump(mode="json"),

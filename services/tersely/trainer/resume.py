@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tersely.telemetry.events import EventLog
 from tersely.trainer.checkpoint import list_checkpoints
 from tersely.trainer.learner import Learner
 from tersely.trainer.ledger import Issue, Ledger, Outcome
+from tersely.trainer.recorder import Recorder
 from tersely.trainer.run_directory import RunDirectory
 from tersely.trainer.samples import training_group
 from tersely.trainer.wal import WriteAheadLog
@@ -107,6 +109,7 @@ def restore(
     store: SnapshotStore,
     wal: WriteAheadLog,
     events: EventLog,
+    recorder: Recorder,
 ) -> Position:
     """Brings the learner to the end of the log and returns where that is.
 
@@ -132,9 +135,20 @@ def restore(
                 "Restore the file from a backup.",
             )
         groups = history.batches[replayed]
+        began, sampled_at = time.monotonic(), label.policy_version
         log.info("replaying a logged batch", step=replayed, of=last)
-        learner.train([training_group(group) for group in groups], replayed)
+        health = learner.train([training_group(group) for group in groups], replayed)
         label = _label_after(replayed, learner, store, history, wal, events)
+        recorder.trained(
+            replayed,
+            groups,
+            health,
+            sampled_at=sampled_at,
+            made=label,
+            seconds={"learn": time.monotonic() - began},
+            dropped=0,
+            replayed=True,
+        )
         history.versions[replayed] = label
         step = replayed
     return Position(step, label)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tersely.trainer.learner import TrainingGroup
-from tersely.types import GroupId
+from tersely.types import GroupId, PolicyVersion
 from tersely.v1 import common_pb2, group_pb2
 
 WITHIN_TOKENS = 5
@@ -32,6 +32,13 @@ def training_group(scored: group_pb2.ScoredGroup) -> TrainingGroup:
         completion_ids=tuple(tuple(completion.token_ids) for completion in group.completions),
         behaviour_logprobs=tuple(tuple(completion.behaviour_logprobs) for completion in group.completions),
         rewards=reward_columns(scored),
+    )
+
+
+def oldest_version(scored: group_pb2.ScoredGroup) -> PolicyVersion:
+    """The oldest policy version that sampled any token of the group."""
+    return PolicyVersion(
+        min(span.weights.policy_version for completion in scored.group.completions for span in completion.version_spans)
     )
 
 

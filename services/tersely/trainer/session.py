@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import redis
 import structlog
@@ -21,6 +20,7 @@ from tersely.models.tokenizer import PolicyTokenizer
 from tersely.node.drain import DrainSignal
 from tersely.node.heartbeat import Heartbeater, read_nodes
 from tersely.node.servicer import NodeServicer
+from tersely.queue.connect import without_password
 from tersely.rpc.server import GrpcServer
 from tersely.telemetry.events import EventLog
 from tersely.telemetry.samples import SampleLog
@@ -32,6 +32,7 @@ from tersely.trainer.learner import Learner
 from tersely.trainer.ledger import open_in_flight
 from tersely.trainer.loop import Parts, TrainingLoop
 from tersely.trainer.nodes import node_facts
+from tersely.trainer.recorder import Recorder
 from tersely.trainer.report import build_report
 from tersely.trainer.resume import History, Position, read_log, restore
 from tersely.trainer.ring import Ring
@@ -92,7 +93,7 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
         last_step=None,
         evaluation=None,
     )
-    public_url = _without_password(inputs.redis_url)
+    public_url = without_password(inputs.redis_url)
     server = GrpcServer(recipe.rpc.host, recipe.rpc.port, recipe.rpc.insecure_lan)
     checkpoints = CheckpointServicer(store)
     server.add(checkpoints.register, checkpoints.close)
@@ -116,9 +117,7 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
         process_started=inputs.process_started,
         recipe=recipe.model_dump(mode="json"),
     )
-    heartbeat = Heartbeater(
-        inputs.client, ring.keys, NodeId(f"trainer-{directory.incarnation}"), "trainer"
-    )
+    heartbeat = Heartbeater(inputs.client, ring.keys, NodeId(f"trainer-{directory.incarnation}"), "trainer")
     heartbeat.start()
     stack.callback(heartbeat.leave)
     ledger = history.ledger
@@ -139,6 +138,7 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
     writer.start()
     stack.callback(writer.stop)
 
+    recorder = Recorder(events, samples, status)
     learner = Learner(
         inputs.model_folder,
         recipe.learner,
@@ -152,7 +152,7 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
     if directory.read_json("evaluation-before.json") is None:
         store.announce(first)
         store.pin(first.label)
-    position = restore(history, directory, learner, store, wal, events) if resumed else Position(0, initial)
+    position = restore(history, directory, learner, store, wal, events, recorder) if resumed else Position(0, initial)
     if position.label != initial:
         store.publish(position.label.policy_version, learner.published())
     status.update(step=position.step, policy_version=position.label.policy_version)
@@ -175,9 +175,9 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
         collector.know_label(known)
     collector.begin_step(position.label)
     if resumed:
-        collector.take(ring.take_again())
+        collector.take_again()
     parts = Parts(
-        recipe, directory, wal, ledger, ring, issuer, collector, desk, learner, store, events, samples, status, drain,
+        recipe, directory, wal, ledger, ring, issuer, collector, desk, learner, store, events, recorder, status, drain,
         inputs.eval_prompts,
     )  # fmt: skip
     highest = PolicyVersion(max(history.highest_version, position.label.policy_version))
@@ -216,12 +216,3 @@ def _started(run_id: RunId, incarnation: int, initial: WeightsLabel, recipe: Rec
 def _write_dropped(samples: SampleLog, scored: Any, outcome: str, step: int) -> None:
     for row in sample_rows(scored, step=step, outcome=outcome, advantages=None):
         samples.write(**row)
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    user = f"{parts.username}@" if parts.username else ""
-    return urlunsplit(parts._replace(netloc=user + host))

@@ -1,0 +1,97 @@
+"""Writes down what a step did: events, samples and the figures that people watch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from tersely.telemetry.events import EventLog, read_events
+from tersely.telemetry.samples import SampleLog
+from tersely.trainer.health import StepHealth
+from tersely.trainer.samples import batch_figures, oldest_version, sample_rows
+from tersely.trainer.status import Status
+from tersely.types import GroupId, PolicyVersion, WeightsLabel
+from tersely.v1 import group_pb2
+
+_NOT_FIGURES = ("advantages", "seconds")
+
+
+class Recorder:
+    """Keeps events.jsonl, samples.jsonl and the status in step with the learner.
+
+    Args:
+        events: The event log.
+        samples: The samples file.
+        status: What the world sees.
+
+    What an earlier trainer of the run recorded before it died is not recorded again.
+    """
+
+    def __init__(self, events: EventLog, samples: SampleLog, status: Status) -> None:
+        self._events = events
+        self._samples = samples
+        self._status = status
+        self._trained: set[str] = set()
+        self._finished: set[int] = set()
+        for event in read_events(events.path):
+            if event["kind"] == "group_trained":
+                self._trained.add(event["group_id"])
+            elif event["kind"] == "step_finished":
+                self._finished.add(event["step"])
+
+    def trained(
+        self,
+        step: int,
+        groups: Sequence[group_pb2.ScoredGroup],
+        health: StepHealth,
+        *,
+        sampled_at: PolicyVersion,
+        made: WeightsLabel,
+        seconds: Mapping[str, float],
+        dropped: int,
+        replayed: bool = False,
+    ) -> None:
+        """Records a trained batch.
+
+        Args:
+            step: Its number, from 1.
+            groups: The batch.
+            health: What the learner measured.
+            sampled_at: Version that was current when the batch was formed; staleness counts from it.
+            made: Label of the weights after the step.
+            seconds: Duration per phase of the loop; the learner's own phases are added.
+            dropped: Groups that fell out on the way to this batch.
+            replayed: Whether the batch was taken from the log after a restart.
+        """
+        if step in self._finished:
+            return
+        lags = [sampled_at - oldest_version(group) for group in groups]
+        for group in groups:
+            prompt = group.group.prompt
+            if prompt.group_id in self._trained:
+                continue
+            self._events.write(
+                "group_trained",
+                group_id=prompt.group_id,
+                issue_number=prompt.issue_number,
+                step=step,
+                policy_version=oldest_version(group),
+            )
+            advantages = health.advantages[GroupId(prompt.group_id)]
+            for row in sample_rows(group, step=step, outcome="trained", advantages=advantages):
+                self._samples.write(**row)
+        figures: dict[str, Any] = {
+            "step": step,
+            "policy_version": made.policy_version,
+            **batch_figures(groups),
+            **{key: value for key, value in asdict(health).items() if key not in _NOT_FIGURES},
+            "staleness": sum(lags) / len(lags),
+            "dropped_groups": dropped,
+            "groups": len(groups),
+            "seconds": {**seconds, **health.seconds},
+            "step_seconds": sum(seconds.values()),
+            "replayed": replayed,
+        }
+        self._events.write("step_finished", **figures)
+        self._status.update(step=step, policy_version=made.policy_version, last_step=figures)
