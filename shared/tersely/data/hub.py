@@ -82,8 +82,8 @@ def _load(source: str) -> Any:
         raise HubUnreachable(
             f"The data set {source} is not cached here and the hub can't be reached ({type(error).__name__}).",
             "On a machine with network write each split as SPLIT.jsonl into a folder"
-            f" (`datasets.load_dataset({source!r})[SPLIT].to_json(...)`), copy it here, set data.source to it, and data.document_field"
-            " and data.summary_field to the names of its fields.",
+            f" (`datasets.load_dataset({source!r})[SPLIT].to_json(...)`), copy it here, set data.source to it, and"
+            " data.document_field and data.summary_field to the names of its fields.",
         ) from None
     except (ValueError, RuntimeError) as error:
         raise DataMissing(f"The data set {source} can't be read: {_first_line(error)}.", "Check data.source.") from None
