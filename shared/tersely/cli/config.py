@@ -27,8 +27,12 @@ def register(app: typer.Typer) -> None:
 def show(file: FileArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Prints the resolved recipe."""
     from tersely.config import load_recipe
+    from tersely.queue.connect import without_password
 
-    rows = list(load_recipe(file, overrides or ()).rows())
+    rows = [
+        (key, without_password(str(value)) if key == "queue.url" and value else value, source)
+        for key, value, source in load_recipe(file, overrides or ()).rows()
+    ]
     if as_json:
         typer.echo(json.dumps({key: {"value": value, "source": source.text} for key, value, source in rows}, indent=2))
         return

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from tersely.queue.connect import without_password
 from tersely.report.charts import Point, line_chart
 from tersely.report.style import CSS
 from tersely.report.table import held_out_rows
@@ -166,6 +167,9 @@ def _books(report: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> st
 def _recipe(recipe: Mapping[str, Any]) -> str:
     if not recipe:
         return ""
+    queue = recipe.get("queue") or {}
+    if queue.get("url"):
+        recipe = {**recipe, "queue": {**queue, "url": without_password(str(queue["url"]))}}
     shown = _text(json.dumps(recipe, indent=2, ensure_ascii=False))
     return f"<h2>Recipe</h2><details><summary>all settings</summary><pre>{shown}</pre></details>"
 

@@ -77,7 +77,7 @@ def line_for(event: Mapping[str, Any], steps: int) -> str | None:
         facts = [f"{key} {value}" for key, value in event.items() if key not in ("time", "kind", "name")]
         return "  ".join([f"alarm {event.get('name', '')}", *facts])
     if kind == "run_resumed":
-        return f"resumed at step {event.get('step', '-')}"
+        return f"resumed (trainer incarnation {event.get('incarnation', '-')})"
     if kind == "group_quarantined":
         return f"group {event.get('group_id')} quarantined: {event.get('message', event.get('error_kind', ''))}"
     return None

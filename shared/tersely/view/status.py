@@ -11,7 +11,7 @@ from tersely.supervise.files import pid_alive
 from tersely.supervise.run_dir import RunDir, read_json, read_json_value
 
 STALE_SECONDS = 10.0
-ENDED = ("finished", "failed", "stopped", "dead")
+ENDED = ("finished", "failed", "drained", "dead")
 SERVICE_ROLES = ("trainer", "rollout", "scorer", "judge")
 
 
@@ -20,7 +20,7 @@ def read_status(run_dir: RunDir) -> dict[str, Any]:
 
     Adds to it: `run_dir`; `trainer` (run.json); `processes` (children of `tersely up`); `age_seconds` since the
     trainer wrote; `stale`; `seconds` since the trainer started, where status.json has none. `state` becomes "dead"
-    when the trainer's process is gone before its run ended ("stopped" when it was draining). `nodes` gets local
+    when the trainer's process is gone before its run ended ("drained" when it was draining). `nodes` gets local
     processes that have not reported yet ("starting") and loses those whose process is gone.
 
     Raises:
@@ -66,7 +66,7 @@ def _state(state: str, run: Mapping[str, Any], processes: Sequence[Mapping[str, 
         return state
     if supervised is not None and supervised.get("state") in ("backoff", "waiting") and _someone_alive(processes):
         return "starting"
-    return "stopped" if state == "draining" else "dead"
+    return "drained" if state == "draining" else "dead"
 
 
 def _someone_alive(processes: Sequence[Mapping[str, Any]]) -> bool:

@@ -70,7 +70,9 @@ def test_config_show_says_where_values_come_from(recipe: Path) -> None:
     assert rows["run.seed"] == {"value": 4, "source": "--set"}
     assert rows["run.group_size"] == {"value": 6, "source": "env TERSELY_SET_RUN__GROUP_SIZE"}
     assert rows["run.max_staleness"]["source"] == "default"
-    table = tersely("config", "show", str(recipe)).stdout.splitlines()
+    shown = tersely("config", "show", str(recipe), "--set", "queue.url=redis://me:hunter2@box")
+    assert "hunter2" not in shown.stdout
+    table = shown.stdout.splitlines()
     assert next(line for line in table if line.startswith("run.steps ")).split() == ["run.steps", "7", "file", "r.toml"]
 
 

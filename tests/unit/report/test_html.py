@@ -110,6 +110,12 @@ def test_the_page_says_what_was_learned() -> None:
     assert "50 held-out prompts" in text
 
 
+def test_the_page_shows_no_password() -> None:
+    page = render_report(make_report(), [], {"queue": {"url": "redis://me:hunter2@box:6379", "username": None}})
+    assert "hunter2" not in page
+    assert "redis://me@box:6379" in page
+
+
 def test_an_empty_report_is_still_a_page() -> None:
     assert "<h1>" in render_report({})
 

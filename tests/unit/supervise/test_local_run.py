@@ -185,7 +185,7 @@ def test_sigterm_drains_the_trainer_and_ends_the_rest(tmp_path: Path) -> None:
     assert outcome.exit_code == 128 + signal.SIGTERM
     assert json.loads((stage.run_dir / "status.json").read_text())["state"] == "draining"
     assert not any(map(pid_alive, pids))
-    assert read_status(stage.local_run.run_dir)["state"] == "stopped"
+    assert read_status(stage.local_run.run_dir)["state"] == "drained"
     assert signal.getsignal(signal.SIGTERM) is before
 
 
