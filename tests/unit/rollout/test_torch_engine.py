@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from rollout_helpers import LABEL, group, random_weights, run, tiny_config
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config
 
 from tersely.errors import EngineFailed
 from tersely.grpo.seeds import uniform
@@ -197,6 +197,46 @@ def test_an_untied_model_takes_its_own_head(tmp_path: Path) -> None:
     before = run(engine, group(PROMPT))
     engine.swap(LABEL, weights | {"lm_head.weight": weights["lm_head.weight"].flip(0)})
     assert run(engine, group(PROMPT)) != before
+
+
+def test_a_qwen2_with_biases_equals_its_full_forward(tmp_path: Path) -> None:
+    config = Qwen2Config(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    config.save_pretrained(tmp_path)
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    state = {name: torch.randn_like(t) * 0.3 for name, t in model.state_dict().items() if name != "lm_head.weight"}
+    model.load_state_dict(state, strict=False)
+    engine = TorchEngine(EngineSettings(device="cpu", threads=1))
+    engine.load(tmp_path, LABEL, state)
+    for ids, logprobs in run(engine, group(PROMPT, size=5))["g"]:
+        with torch.no_grad():
+            rows = torch.log_softmax(model(torch.tensor([PROMPT + ids])).logits[0], dim=-1)[len(PROMPT) - 1 : -1]
+        assert torch.allclose(rows.gather(1, torch.tensor(ids)[:, None])[:, 0], torch.tensor(logprobs), atol=1e-5)
+
+
+def test_layers_without_full_attention_are_refused(tmp_path: Path) -> None:
+    config = Qwen2Config(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        use_sliding_window=True,
+        sliding_window=4,
+        max_window_layers=0,
+    )
+    config.save_pretrained(tmp_path)
+    with pytest.raises(EngineFailed, match="full attention"):
+        TorchEngine(EngineSettings(device="cpu", threads=1)).load(tmp_path, LABEL, {})
 
 
 def test_cancelling_stops_between_two_tokens(engine: TorchEngine) -> None:

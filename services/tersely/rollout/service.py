@@ -1,0 +1,177 @@
+"""The rollout process: joins a trainer, builds an engine from what the trainer serves, and works until told to stop."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import structlog
+
+from tersely.errors import ConfigValue, RedisOutOfMemory, RedisUnreachable, TrainerUnreachable, WeightsUnavailable
+from tersely.models.cache import cache_folder
+from tersely.models.tokenizer import PolicyTokenizer
+from tersely.node.drain import DrainSignal
+from tersely.node.heartbeat import Heartbeater
+from tersely.node.join import Joined, join
+from tersely.node.options import ServiceOptions
+from tersely.queue import LeaseKeeper, RunKeys, WorkStream
+from tersely.rollout.engines import Engine, EngineSettings, open_engine
+from tersely.rollout.holder import WeightsHolder
+from tersely.rollout.presence import TrainerPresence
+from tersely.rollout.worker import RolloutWorker
+from tersely.telemetry.logging import configure_logging
+from tersely.types import RunId
+from tersely.v1 import checkpoint_pb2
+from tersely.weights.client import WeightsClient
+
+_log = structlog.get_logger(__name__)
+
+TRAINER_PATIENCE_SECONDS = 180.0
+"""How long the trainer may be away before the process ends with TrainerUnreachable."""
+
+_REJOIN_PAUSE_SECONDS = 2.0
+
+
+def run_rollout(options: ServiceOptions) -> int:
+    """Runs a rollout worker until SIGTERM or Ctrl-C; then gives its leases back.
+
+    Args:
+        options: `trainer` is needed; `engine` and `threads` win over the recipe.
+
+    Returns:
+        0 after a drain.
+
+    Raises:
+        ConfigValue: No trainer address.
+        TrainerUnreachable: No trainer for three minutes.
+        TerselyError: What can't get better by waiting, e.g. a wrong Redis password.
+    """
+    configure_logging("rollout", json=options.log_json)
+    if options.trainer is None:
+        raise ConfigValue("A rollout worker needs the trainer's address.", "Start it with --trainer HOST:PORT.")
+    engines = _Engines(options)
+    with DrainSignal() as drain:
+        while not drain.is_set():
+            try:
+                _work_in(join(options.trainer, "rollout", TRAINER_PATIENCE_SECONDS, drain.event), engines, drain.event)
+            except (RedisUnreachable, RedisOutOfMemory, WeightsUnavailable) as error:
+                if not drain.is_set():
+                    _log.warning("joining_again", kind=error.kind, message=error.message)
+                    drain.wait(_REJOIN_PAUSE_SECONDS)
+            except TrainerUnreachable:
+                if not drain.is_set():
+                    raise
+    _log.info("drained")
+    return 0
+
+
+class _Engines:
+    """Keeps one engine across joins, as long as the run stays the same."""
+
+    def __init__(self, options: ServiceOptions) -> None:
+        self._options = options
+        self._run_id: RunId | None = None
+        self._engine: Engine | None = None
+
+    def engine_for(self, joined: Joined) -> Engine:
+        if self._engine is None or self._run_id != joined.run_id:
+            rollout = joined.recipe.rollout
+            settings = EngineSettings(
+                device=rollout.device,
+                threads=self._options.threads or rollout.threads,
+                batch_sequences=rollout.batch_sequences,
+            )
+            self._engine = None
+            self._engine = open_engine(self._options.engine or rollout.engine, settings)
+            self._run_id = joined.run_id
+            _log.info("engine_opened", **_shown(self._engine))
+        return self._engine
+
+
+def _work_in(joined: Joined, engines: _Engines, stopping: threading.Event) -> None:
+    """One stay in a run: from join to drain, or to an error that joining again may cure."""
+    recipe, keys = joined.recipe, RunKeys(joined.run_id)
+    with ExitStack() as stack:
+        stack.enter_context(joined)
+        redis_client = joined.connect_redis()
+        stack.callback(redis_client.close)
+        heartbeat = stack.enter_context(Heartbeater(redis_client, keys, joined.node_id, "rollout"))
+        _log.info("joined", run_id=joined.run_id, node_id=joined.node_id, incarnation=joined.incarnation)
+        presence = TrainerPresence(joined.channel, joined.address, TRAINER_PATIENCE_SECONDS)
+        weights = WeightsClient(joined.channel, joined.run_id, joined.node_id)
+        stack.enter_context(_closed_on_drain(weights, stopping))
+        prompts = WorkStream(
+            redis_client,
+            keys.prompts,
+            "rollout",
+            joined.node_id,
+            lease_seconds=recipe.queue.lease_seconds,
+            max_strikes=recipe.queue.max_strikes,
+            max_expired_leases=recipe.queue.max_expired_leases,
+            quarantine_key=keys.quarantine,
+        )
+        prompts.create()
+        manifest = _first_manifest(weights, presence, stopping)
+        if manifest is None:
+            return
+        model_folder = weights.fetch_model_folder(_folder_for(manifest))
+        tokenizer = PolicyTokenizer.from_folder(model_folder)
+        engine = engines.engine_for(joined)
+        RolloutWorker(
+            node_id=joined.node_id,
+            prompts=prompts,
+            completions_key=keys.completions,
+            keeper=stack.enter_context(LeaseKeeper(prompts)),
+            holder=WeightsHolder(engine, weights, model_folder),
+            engine=engine,
+            decode=tokenizer.decode,
+            report=heartbeat.update,
+            stopping=stopping,
+            check_trainer=presence.check,
+        ).run()
+
+
+@contextmanager
+def _closed_on_drain(weights: WeightsClient, stopping: threading.Event) -> Iterator[None]:
+    """Closes the client at the end of the block, or from a thread when the drain begins: a long fetch is called off."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            if stopping.wait(0.2):
+                weights.close()
+                return
+
+    thread = threading.Thread(target=watch, name="close-on-drain", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        weights.close()
+
+
+def _first_manifest(
+    weights: WeightsClient, presence: TrainerPresence, stopping: threading.Event
+) -> checkpoint_pb2.WeightsManifest | None:
+    while not stopping.is_set():
+        presence.check()
+        manifest = weights.wait_for_version(1.0)
+        if manifest is not None:
+            return manifest
+    return None
+
+
+def _folder_for(manifest: checkpoint_pb2.WeightsManifest) -> Path:
+    """A folder named by the contents of the model's files, so that runs and workers may share it."""
+    text = "\n".join(f"{file.name} {file.sha256}" for file in manifest.model_files)
+    return cache_folder() / "served" / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _shown(engine: Engine) -> dict[str, object]:
+    can = engine.capabilities()
+    return {"engine": can.name, "device": can.device, "threads": can.threads, "bit_exact": can.bit_exact}
