@@ -20,7 +20,7 @@ from tersely.models.tokenizer import PolicyTokenizer
 from tersely.node.drain import DrainSignal
 from tersely.node.heartbeat import Heartbeater, read_nodes
 from tersely.node.servicer import NodeServicer
-from tersely.queue.connect import without_password
+from tersely.queue.connect import redis_errors, without_password
 from tersely.rpc.server import GrpcServer
 from tersely.telemetry.events import EventLog
 from tersely.telemetry.samples import SampleLog
@@ -128,9 +128,11 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
             state=state["state"], detail=state["waiting_for"] or "", policy_version=state["policy_version"]
         )
         in_flight = open_in_flight(ledger, ring.training_groups_in_streams())
+        with redis_errors():
+            nodes = read_nodes(inputs.client, ring.keys)
         return {
             "groups": {**ledger.counts(in_flight), "duplicates": ledger.duplicates},
-            "nodes": [node_facts(node) for node in read_nodes(inputs.client, ring.keys)],
+            "nodes": [node_facts(node) for node in nodes],
             "queues": {name: {"waiting": d.waiting, "leased": d.leased} for name, d in ring.depths().items()},
         }
 
