@@ -46,7 +46,7 @@ def end(*_):
     put("status.json", {"state": "draining", "step": 2, "time": time.time()})
     sys.exit(75)
 
-signal.signal(signal.SIGTERM, end)
+signal.signal(signal.SIGTERM, signal.SIG_IGN if mode == "deaf" else end)
 put("status.json", {"state": "training", "step": 1, "time": time.time()})
 put("run.json", {"pid": os.getpid(), "trainer_address": "127.0.0.1:4321", "run_id": "r-1"})
 while not (base / "finish").exists():
@@ -187,6 +187,21 @@ def test_sigterm_drains_the_trainer_and_ends_the_rest(tmp_path: Path) -> None:
     assert not any(map(pid_alive, pids))
     assert read_status(stage.local_run.run_dir)["state"] == "drained"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, mode="deaf")
+    asked: list[float] = []
+
+    def ask_twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+        asked.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    outcome = stage.run(stage.all_up, ask_twice)
+    assert outcome.exit_code == 128 + signal.SIGINT
+    assert time.monotonic() - asked[0] < 3.0  # the drain would have taken 5
 
 
 def test_a_trainer_that_somebody_else_drained_ends_the_run_unfinished(tmp_path: Path) -> None:
