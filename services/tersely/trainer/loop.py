@@ -98,6 +98,11 @@ class TrainingLoop:
         self._redis_failed = False
 
     @property
+    def step(self) -> int:
+        """Steps trained."""
+        return self._step
+
+    @property
     def label(self) -> WeightsLabel:
         """Label of the weights last published."""
         return self._label

@@ -16,7 +16,7 @@ from tersely.models.locate import locate_model
 from tersely.models.tokenizer import PolicyTokenizer
 from tersely.node.drain import DrainSignal
 from tersely.node.options import ServiceOptions
-from tersely.queue.connect import connect, password_from
+from tersely.queue.connect import connect, password_from, without_password
 from tersely.telemetry.logging import configure_logging
 from tersely.trainer.run_directory import RunDirectory
 from tersely.trainer.session import Inputs, run_session
@@ -58,6 +58,9 @@ def _read_inputs(options: ServiceOptions) -> Inputs:
             "Give --redis-url redis://HOST:6379 or set queue.url; `tersely up` brings an embedded server.",
         )
     client = connect(redis_url, username=recipe.queue.username, password=password_from(recipe.queue, os.environ))
+    # From here on the recipe is shown, logged and sent to nodes.
+    queue = recipe.queue.model_copy(update={"url": without_password(redis_url)})
+    recipe = recipe.model_copy(update={"queue": queue})
     target = recipe.length.target_tokens
     train = load_records(recipe.data, recipe.data.train_split, target)
     held_out = load_records(recipe.data, recipe.data.eval_split, target) if recipe.evaluation.prompts else []

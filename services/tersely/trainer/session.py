@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import secrets
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -128,6 +129,7 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
             state=state["state"], detail=state["waiting_for"] or "", policy_version=state["policy_version"]
         )
         in_flight = open_in_flight(ledger, ring.training_groups_in_streams())
+        status.update(seconds=time.time() - inputs.process_started)
         with redis_errors():
             nodes = read_nodes(inputs.client, ring.keys)
         return {
@@ -190,7 +192,7 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
         status.update(state="failed", waiting_for=None)
         raise
     if not finished:
-        events.write("run_drained", step=position.step)
+        events.write("run_drained", step=loop.step)
         status.update(state="drained", waiting_for=None)
         return DRAINED
     export_policy(inputs.model_folder, learner.published(), directory.file("policy"))

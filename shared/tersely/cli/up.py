@@ -51,7 +51,14 @@ def up(
     folder.check_for_start(resume=resume)
     make_server = _queue(loaded)
     view = _view(folder, loaded, live=sys.stdout.isatty() and not plain)
-    plan = UpPlan(recipe_path=recipe.resolve(), recipe=loaded, overrides=items, run_dir=path, resume=resume)
+    plan = UpPlan(
+        recipe_path=recipe.resolve(),
+        recipe=loaded,
+        overrides=items,
+        run_dir=path,
+        resume=resume,
+        environment=_password_for_services(loaded),
+    )
     outcome = LocalRun(plan, view, make_server).run()
     if not outcome.finished:
         step = (read_json(folder.status) or {}).get("step", 0)
@@ -92,6 +99,14 @@ def _queue(recipe: Recipe) -> Callable[[Path], QueueServer] | None:
 
     connect(recipe.queue.url, username=recipe.queue.username, password=password_from(recipe.queue, os.environ)).close()
     return None
+
+
+def _password_for_services(recipe: Recipe) -> dict[str, str]:
+    """A password written into queue.url, as the variable that the services read: it is not shown or sent on."""
+    from urllib.parse import unquote, urlsplit
+
+    password = urlsplit(recipe.queue.url or "").password
+    return {recipe.queue.password_env: unquote(password)} if password else {}
 
 
 def _report(run_dir: RunDir) -> None:

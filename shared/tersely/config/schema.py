@@ -137,7 +137,7 @@ class QueueSection(Section):
     )
     password_env: str = Field("TERSELY_REDIS_PASSWORD", description="Environment variable with the password, if any.")
     username: str | None = Field(None, description="Redis user; none: the one in the URL, or the default user.")
-    lease_seconds: float = Field(60.0, gt=0, description="A lease not renewed for this long is free for others.")
+    lease_seconds: float = Field(20.0, gt=0, description="A lease not renewed for this long is free for others.")
     max_strikes: int = Field(3, ge=1, description="Reported failures before a group is quarantined.")
     max_expired_leases: int = Field(
         10, ge=1, description="Expired leases before a group is quarantined as suspected poison."

@@ -7,9 +7,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -70,6 +70,7 @@ class UpPlan:
         overrides: Items of `--set`, given to the trainer.
         run_dir: Run directory, absolute.
         resume: Go on with the run in it.
+        environment: Added to the services' environment; the way a Redis password takes.
         cli: Command line that the services' names are appended to.
     """
 
@@ -78,6 +79,7 @@ class UpPlan:
     overrides: tuple[str, ...]
     run_dir: Path
     resume: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
     cli: tuple[str, ...] = (sys.executable, "-m", "tersely.cli")
 
 
@@ -153,6 +155,7 @@ class LocalRun:
                 RestartLimits(up.max_restarts, up.restart_window_seconds),
                 on_event=events.write,
                 processes_file=self.run_dir.processes,
+                environment=self.plan.environment,
             )
             try:
                 if self._make_server is not None:
