@@ -1,9 +1,10 @@
 """A linear layer that is faster for the few rows of a decoding step on a CPU.
 
-BLAS computes `W x^T` faster than `x W^T` for few rows. One micro-benchmark of the layer shapes of a 135M model (fp32, MKL,
-2 cores of AMD EPYC): 2.2 to 4.1 times at 4 rows; at 8 rows 0.8 to 2.0 times (the down projection lost); at 16 rows 1.1 to
-1.7 times. Four rows cost less than one on most shapes, hence the padding. Other row counts were not measured on a quiet
-machine. The values differ from the usual order only by rounding, and are the same in every process for the same shape.
+BLAS computes `W x^T` faster than `x W^T` for few rows. One micro-benchmark of the layer shapes of a 135M model (fp32,
+MKL, 2 cores of AMD EPYC): 2.2 to 4.1 times at 4 rows; at 8 rows 0.8 to 2.0 times (the down projection lost); at 16 rows
+1.1 to 1.7 times. Four rows cost less than one on most shapes, hence the padding. Other row counts were not measured on
+a quiet machine. The values differ from the usual order only by rounding, and are the same in every process for the
+same shape.
 """
 
 from __future__ import annotations
