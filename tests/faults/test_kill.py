@@ -37,7 +37,9 @@ def running_up(run_dir: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def status(run_dir: Path) -> dict[str, Any]:
-    done = subprocess.run(cli("status", "--run-dir", str(run_dir), "--json"), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        cli("status", "--run-dir", str(run_dir), "--json"), capture_output=True, text=True, check=False
+    )
     return json.loads(done.stdout) if done.returncode == 0 else {"nodes": [], "step": 0}
 
 

@@ -103,8 +103,11 @@ def _queue(recipe: Recipe) -> Callable[[Path], QueueServer] | None:
 
 def _password_for_services(recipe: Recipe) -> dict[str, str]:
     """A password written into queue.url, as the variable that the services read: it is not shown or sent on."""
+    import os
     from urllib.parse import unquote, urlsplit
 
+    if os.environ.get(recipe.queue.password_env):
+        return {}
     password = urlsplit(recipe.queue.url or "").password
     return {recipe.queue.password_env: unquote(password)} if password else {}
 

@@ -236,8 +236,8 @@ class Recipe(Section):
         given = self.length.max_completion_tokens
         if given is not None and given < least:
             raise ValueError(
-                f"length.max_completion_tokens is {given}, but a target of {self.length.target_tokens} needs at least {least}:"
-                " a lower limit would cut completions off right where length is learned"
+                f"length.max_completion_tokens is {given}, but a target of {self.length.target_tokens} needs at least"
+                f" {least}: a lower limit would cut completions off right where length is learned"
             )
         if not any(reward.weight != 0 for reward in self.rewards.values()):
             raise ValueError("rewards: at least one reward needs a weight other than 0")
