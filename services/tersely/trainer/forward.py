@@ -80,6 +80,9 @@ def completion_logprobs_shared(
         completion_GC: Sampled ids, right-padded with any id of the vocabulary.
         lengths: Sampled ids per row, stop token included.
         settings: Temperature, chunks, recomputation.
+
+    Raises:
+        RuntimeError: if the model drops the cache (gradient checkpointing of Transformers is on).
     """
     device_type = prompt_P.device.type
 
@@ -88,6 +91,8 @@ def completion_logprobs_shared(
         with _autocast(device_type, settings):
             output = _decoder(model)(input_ids=ids_1P, past_key_values=cache, use_cache=True)
         layers = cast(list[DynamicLayer], cache.layers)
+        if not layers or any(layer.get_seq_length() != ids_1P.shape[1] for layer in layers):
+            raise RuntimeError("the model did not fill the cache it was given: completions would not see their prompt")
         states = [state for layer in layers for state in (layer.keys, layer.values)]
         return output.last_hidden_state[:, -1], *states
 

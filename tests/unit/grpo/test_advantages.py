@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tersely.grpo.advantages import batch_advantages, has_signal
 
 ONE = {"length": 1.0}

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from tersely.grpo.loss import LossInputs, dapo_loss
 
 
@@ -82,7 +83,9 @@ def test_what_stands_outside_the_mask_changes_nothing() -> None:
 
 def test_one_absurd_token_gives_a_finite_loss_and_gradient() -> None:
     logprobs = torch.tensor([[0.0, -1.0]], requires_grad=True)
-    inputs = LossInputs(logprobs, torch.tensor([[-500.0, -1.0]]), torch.ones(1, 2, dtype=torch.bool), torch.tensor([-1.0]))
+    inputs = LossInputs(
+        logprobs, torch.tensor([[-500.0, -1.0]]), torch.ones(1, 2, dtype=torch.bool), torch.tensor([-1.0])
+    )
     loss = dapo_loss(inputs, clip_low=0.2, clip_high=0.28, token_count=2).loss
     loss.backward()
     assert torch.isfinite(loss)
