@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from tersely.models.linear import product
+
 
 def sampled_logprobs(
     hidden_NH: torch.Tensor,
@@ -93,8 +95,8 @@ class _SampledLogprob(torch.autograd.Function):
         gradient_NV.scatter_add_(-1, ids_N[:, None], gradient_N1)
         grad_bias_V = gradient_NV.sum(0).to(bias_V.dtype) if bias_V is not None else None
         gradient_NV = gradient_NV.to(ctx.compute_dtype)
-        grad_hidden_NH = (gradient_NV @ weight_VH.to(ctx.compute_dtype)).to(hidden_NH.dtype)
-        grad_weight_VH = (gradient_NV.T @ hidden_NH.to(ctx.compute_dtype)).to(weight_VH.dtype)
+        grad_hidden_NH = product(gradient_NV, weight_VH.to(ctx.compute_dtype).T).to(hidden_NH.dtype)
+        grad_weight_VH = product(gradient_NV.T, hidden_NH.to(ctx.compute_dtype).T).to(weight_VH.dtype)
         return grad_hidden_NH, grad_weight_VH, grad_bias_V, None, None, None, None
 
 
@@ -105,7 +107,7 @@ def _log_softmax(
     temperature: float,
     compute_dtype: torch.dtype,
 ) -> torch.Tensor:
-    logits_NV = hidden_NH.to(compute_dtype) @ weight_VH.to(compute_dtype).T
+    logits_NV = product(hidden_NH.to(compute_dtype), weight_VH.to(compute_dtype))
     if logits_NV.dtype in (torch.bfloat16, torch.float16):
         logits_NV = logits_NV.float()
     if bias_V is not None:

@@ -15,6 +15,7 @@ from tersely.config.schema import LearnerSection
 from tersely.errors import ModelInvalid
 from tersely.grpo.advantages import Advantages, batch_advantages
 from tersely.grpo.loss import LossInputs, dapo_loss
+from tersely.models.linear import use_fast_linears
 from tersely.models.load import load_policy
 from tersely.trainer.device import choose_device, set_threads
 from tersely.trainer.forward import ForwardSettings
@@ -79,6 +80,8 @@ class Learner:
         threads = set_threads(learner.threads)
         self._device = choose_device(learner.device)
         self._model = load_policy(model_folder).to(self._device)
+        if self._device.type == "cpu":
+            use_fast_linears(self._model)
         self._forward = choose_forward(self._model, shared_prompt=learner.shared_prompt)
         self._settings = ForwardSettings(
             temperature=temperature,
