@@ -21,6 +21,11 @@ def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 
 
 def test_equal_differences_and_no_pairs_have_no_spread() -> None:
-    assert paired_difference({"a": 0.0, "b": 1.0}, {"a": 0.5, "b": 1.5}) == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 2}
+    assert paired_difference({"a": 0.0, "b": 1.0}, {"a": 0.5, "b": 1.5}) == {
+        "mean": 0.5,
+        "low": 0.5,
+        "high": 0.5,
+        "n": 2,
+    }
     assert paired_difference({"a": 0.0}, {"b": 1.0})["mean"] is None
     assert paired_difference({"a": 0.0}, {"a": 1.0})["low"] == pytest.approx(1.0)
