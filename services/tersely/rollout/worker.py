@@ -233,7 +233,8 @@ class RolloutWorker:
 
         try:
             for done in self._engine.generate([group for _, group in members], cancelled):
-                self._hand_on(leases.pop(id(done.prompt)), done)
+                self._hand_on(leases[id(done.prompt)], done)
+                del leases[id(done.prompt)]
         except QueueError:
             raise
         except Exception as error:  # noqa: BLE001 - any failure of an engine is the group's strike, and logged whole

@@ -85,6 +85,10 @@ class Collector:
         """Registers weights of the past whose samples may still come in."""
         self._labels[label.policy_version] = label.weights_sha256
 
+    def accepted(self) -> tuple[GroupId, ...]:
+        """Groups waiting for their batch."""
+        return tuple(self._accepted)
+
     @property
     def outstanding(self) -> int:
         """Training groups whose return is awaited."""
@@ -130,7 +134,7 @@ class Collector:
         A group is only sent again when it was missing at two calls in a row, because one may be between two streams.
         A needless copy costs work and is counted as a duplicate; it is never trained on.
         """
-        missing, _ = self._ledger.discrepancy(self._ring.training_groups_in_streams())
+        missing = self._ledger.missing(self._ring.training_groups_in_streams())
         lost = {group_id for group_id in missing if group_id not in self._accepted}
         again = lost & self._missing
         for group_id in again:
@@ -152,7 +156,7 @@ class Collector:
         for quarantined in self._ring.newly_quarantined():
             if quarantined.group_id.startswith(EVALUATION_PREFIX):
                 self._desk.quarantined(quarantined.group_id)
-            else:
+            elif quarantined.group_id not in self._accepted:  # a second copy may fail where the first did well
                 self._drop(GroupId(quarantined.group_id), Outcome.QUARANTINED, quarantined.error_message)
 
     def take(self, arrivals: list[Arrival]) -> None:
@@ -198,7 +202,7 @@ class Collector:
         reason = self._label_fault(arrival)
         if reason:
             self._drop(group_id, Outcome.STALE, reason, arrival)
-        elif not has_signal(reward_columns(arrival.group), self._weights):
+        elif not has_signal(reward_columns(arrival.group), self._weights, self._recipe.learner.combine):
             self._drop(
                 group_id,
                 Outcome.NO_SIGNAL,

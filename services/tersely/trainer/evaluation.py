@@ -41,7 +41,7 @@ class Evaluation:
     @property
     def done(self) -> int:
         """Prompts that have come back, or never will."""
-        return len(self._rows) + len(self._failed)
+        return len(self._rows.keys() | self._failed)
 
     @property
     def of(self) -> int:
@@ -54,9 +54,12 @@ class Evaluation:
         return self.done == self.of
 
     def send(self, issuer: Issuer, ring: Ring) -> None:
-        """Sends all prompts on their way."""
+        """Sends all prompts on their way, but for those that an earlier trainer of the run sent."""
+        on_their_way = ring.groups_in_streams()
         for index, prompt in enumerate(self._prompts):
-            ring.send(issuer.evaluation_group(self.name, index, prompt, self.label))
+            group = issuer.evaluation_group(self.name, index, prompt, self.label)
+            if group.group_id not in on_their_way:
+                ring.send(group)
 
     def resend_lost(self, issuer: Issuer, ring: Ring) -> None:
         """Sends prompts again that were in no stream at two calls in a row: the server was wiped."""
@@ -64,7 +67,7 @@ class Evaluation:
         lost = set()
         for index, prompt in enumerate(self._prompts):
             group = issuer.evaluation_group(self.name, index, prompt, self.label)
-            if prompt.prompt_id in self._rows or group.group_id in self._failed or group.group_id in in_streams:
+            if group.group_id in self._rows.keys() | self._failed or group.group_id in in_streams:
                 continue
             if group.group_id in self._missing:
                 ring.send(group)
@@ -75,19 +78,21 @@ class Evaluation:
     def take(self, scored: group_pb2.ScoredGroup) -> bool:
         """Books a group; False when it is not one of this evaluation, or a second copy."""
         prompt = scored.group.prompt
-        if not prompt.group_id.startswith(f"eval-{self.name}-") or prompt.prompt_id in self._rows:
+        if not prompt.group_id.startswith(f"eval-{self.name}-") or prompt.group_id in self._rows:
             return False
-        self._rows[prompt.prompt_id] = _rows(scored)
+        self._failed.discard(prompt.group_id)
+        self._rows[prompt.group_id] = _rows(scored)
         return True
 
     def give_up_on(self, group_id: str) -> None:
         """A group of this evaluation was quarantined: its prompt is left out, and counted as failed."""
-        if group_id.startswith(f"eval-{self.name}-"):
+        if group_id.startswith(f"eval-{self.name}-") and group_id not in self._rows:
             self._failed.add(group_id)
 
     def result(self) -> dict[str, Any]:
         """Figures and rows, as kept in evaluation-NAME.json."""
-        ordered = [row for prompt in self._prompts for row in self._rows.get(prompt.prompt_id, [])]
+        place = {prompt.prompt_id: index for index, prompt in enumerate(self._prompts)}
+        ordered = sorted((row for rows in self._rows.values() for row in rows), key=lambda row: place[row["prompt_id"]])
         return {
             "name": self.name,
             "policy_version": self.label.policy_version,

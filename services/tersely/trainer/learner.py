@@ -15,9 +15,9 @@ from tersely.config.schema import LearnerSection
 from tersely.errors import ModelInvalid
 from tersely.grpo.advantages import Advantages, batch_advantages
 from tersely.grpo.loss import LossInputs, dapo_loss
+from tersely.models.device import choose_device, set_threads
 from tersely.models.linear import use_fast_linears
 from tersely.models.load import load_policy
-from tersely.trainer.device import choose_device, set_threads
 from tersely.trainer.forward import ForwardSettings
 from tersely.trainer.health import HealthSums, StepHealth
 from tersely.trainer.masters import MasterWeights
@@ -77,8 +77,8 @@ class Learner:
         self._section = learner
         self._weights = dict(reward_weights)
         self._total_steps = total_steps
-        threads = set_threads(learner.threads)
-        self._device = choose_device(learner.device)
+        self.threads = set_threads(learner.threads)
+        self._device = choose_device(learner.device, "learner.device")
         self._model = load_policy(model_folder).to(self._device)
         if self._device.type == "cpu":
             use_fast_linears(self._model)
@@ -90,7 +90,12 @@ class Learner:
             autocast=None if self._device.type == "cpu" else torch.bfloat16,
         )
         self._masters = MasterWeights(self._model, learner)
-        log.info("learner_ready", device=str(self._device), threads=threads, forward=self._forward.__name__)
+        log.info("learner_ready", device=str(self._device), threads=self.threads, forward=self._forward.__name__)
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+        return str(self._device)
 
     def train(self, batch: Sequence[TrainingGroup], step: int) -> StepHealth:
         """One optimizer step on a batch, group after group, with token counts over the whole batch.
@@ -123,7 +128,7 @@ class Learner:
         if norm - norm != 0:
             raise ModelInvalid(
                 f"The gradient of step {step} is not finite; the weights were left as they were.",
-                "Lower learner.learning_rate and resume from the last checkpoint.",
+                "Begin a new run with a lower learner.learning_rate.",
             )
         sums.seconds["optimizer"] = time.perf_counter() - started
         by_group = {group.group_id: values for group, values in zip(batch, advantages, strict=True)}

@@ -2,13 +2,13 @@
 
     issued = in_flight + trained + stale + no_signal + quarantined
 
-`open` holds the groups whose fate is not decided. What is *in flight* is counted from the streams (ring.py) and held
-against these books by `discrepancy`.
+`open` holds the groups whose fate is not decided. What is *in flight* is counted from the streams and held against the
+ledger in books.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -34,11 +34,13 @@ class Issue:
 
 
 class Ledger:
-    """Issues and outcomes of one run. Not thread-safe: the training loop owns it."""
+    """Issues and outcomes of one run. The training loop owns it; other threads may only read `counts`."""
 
     def __init__(self) -> None:
         self._open: dict[GroupId, Issue] = {}
         self._outcomes: dict[GroupId, Outcome] = {}
+        # Kept beside the outcomes, because the status thread reads them while the loop writes.
+        self._totals = dict.fromkeys((outcome.value for outcome in Outcome), 0)
         self._next_issue = 0
         self.duplicates = 0
 
@@ -69,6 +71,7 @@ class Ledger:
             return False
         del self._open[group_id]
         self._outcomes[group_id] = outcome
+        self._totals[outcome.value] += 1
         return True
 
     def outcome(self, group_id: GroupId) -> Outcome | None:
@@ -77,18 +80,8 @@ class Ledger:
 
     def counts(self, in_flight: int) -> dict[str, int]:
         """The books with `in_flight` as counted from the streams."""
-        totals = dict.fromkeys((outcome.value for outcome in Outcome), 0)
-        for outcome in self._outcomes.values():
-            totals[outcome.value] += 1
-        return {"issued": self._next_issue, **totals, "in_flight": in_flight}
+        return {"issued": self._next_issue, **self._totals, "in_flight": in_flight}
 
-    def discrepancy(self, in_streams: Set[GroupId]) -> tuple[list[GroupId], list[GroupId]]:
-        """(Open groups found in no stream, training groups in a stream that were never issued)."""
-        missing = [group_id for group_id in self._open if group_id not in in_streams]
-        unknown = [group_id for group_id in in_streams if group_id not in self._open and group_id not in self._outcomes]
-        return missing, unknown
-
-
-def open_in_flight(ledger: Ledger, in_streams: Iterable[GroupId]) -> int:
-    """Groups in flight: those in a stream whose fate is open (a late second copy of a finished group is not)."""
-    return sum(1 for group_id in set(in_streams) if group_id in ledger.open)
+    def missing(self, in_streams: Set[GroupId]) -> list[GroupId]:
+        """Open groups that are in no stream."""
+        return [group_id for group_id in self._open if group_id not in in_streams]

@@ -19,7 +19,6 @@ from tersely.trainer.collector import Collector
 from tersely.trainer.evaluation import Evaluation, EvaluationDesk
 from tersely.trainer.issuing import Issuer
 from tersely.trainer.learner import Learner
-from tersely.trainer.ledger import Ledger
 from tersely.trainer.recorder import Recorder
 from tersely.trainer.resume import Position, commit_version
 from tersely.trainer.ring import Arrival, Ring
@@ -62,7 +61,6 @@ class Parts:
     recipe: Recipe
     directory: RunDirectory
     wal: WriteAheadLog
-    ledger: Ledger
     ring: Ring
     issuer: Issuer
     collector: Collector
@@ -93,7 +91,7 @@ class TrainingLoop:
         self._initial = initial
         self._highest_version = highest_version
         self._without_signal = 0
-        self._checkpointed_step = position.step
+        self._checkpointed_step = position.checkpointed_step
         self._waiting_for = ""
         self._redis_failed = False
 
@@ -121,6 +119,9 @@ class TrainingLoop:
             self._one_step()
             if self._step == 1:
                 self._evaluate("before", self._initial)
+        if parts.drain.is_set():
+            self._waiting_for = ""
+            parts.status.update(state="draining", waiting_for=None)
         finished = self._step >= steps
         if finished:
             parts.collector.close_out()
@@ -179,6 +180,8 @@ class TrainingLoop:
 
         def gather() -> list[Arrival] | None:
             if look.due():
+                # A reply lost on the way leaves groups with us that we never saw.
+                parts.collector.take_again()
                 parts.collector.resend_lost()
             parts.collector.top_up(parts.recipe.run.steps - self._step)
             parts.collector.poll(_POLL_SECONDS)
@@ -218,6 +221,7 @@ class TrainingLoop:
         self._highest_version = PolicyVersion(self._highest_version + 1)
         prepared = parts.store.prepare(self._highest_version, parts.learner.published())
         commit_version(parts.wal, step, prepared.label)
+        parts.collector.know_label(prepared.label)
         self._label = parts.store.announce(prepared)
         self._step = step
         parts.events.write(
@@ -243,7 +247,10 @@ class TrainingLoop:
     def _evaluate(self, name: str, label: WeightsLabel) -> None:
         """Runs an evaluation to its end, unless it is on disk already, or a drain comes first."""
         parts = self._parts
-        if not parts.eval_prompts or parts.directory.read_json(f"evaluation-{name}.json") is not None:
+        done = parts.directory.read_json(f"evaluation-{name}.json")
+        if not parts.eval_prompts or parts.drain.is_set():
+            return
+        if done is not None and done["weights_sha256"] == label.weights_sha256:
             return
         evaluation = Evaluation(name, label, parts.eval_prompts)
         self._waiting_for = f"evaluation {name!r} at version {label.policy_version}"
@@ -254,6 +261,7 @@ class TrainingLoop:
 
         def gather() -> None:
             if look.due():
+                parts.collector.take_again()
                 evaluation.resend_lost(parts.issuer, parts.ring)
             parts.collector.poll(_POLL_SECONDS)
 

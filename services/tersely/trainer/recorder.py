@@ -95,3 +95,14 @@ class Recorder:
         }
         self._events.write("step_finished", **figures)
         self._status.update(step=step, policy_version=made.policy_version, last_step=figures)
+
+    def dropped(self, group: group_pb2.ScoredGroup, outcome: str, step: int) -> None:
+        """Keeps the samples of a group that is not trained on.
+
+        Args:
+            group: The group.
+            outcome: Why, as in the ledger.
+            step: Step that was being collected for.
+        """
+        for row in sample_rows(group, step=step, outcome=outcome, advantages=None):
+            self._samples.write(**row)

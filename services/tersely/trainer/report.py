@@ -31,6 +31,7 @@ def build_report(
     if before is not None and after is not None:
         held_out["paired"] = paired(before["rows"], after["rows"])
     return {
+        "run_id": next(event["run_id"] for event in events if event["kind"] == "run_started"),
         "target_tokens": recipe.length.target_tokens,
         "max_completion_tokens": recipe.max_completion_tokens,
         "steps": len(steps),

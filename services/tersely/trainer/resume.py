@@ -96,10 +96,11 @@ def fold(wal: WriteAheadLog) -> History:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where the learner stands: steps trained and the label of its weights."""
+    """Where the learner stands: steps trained, the label of its weights, and the step of the newest checkpoint."""
 
     step: int
     label: WeightsLabel
+    checkpointed_step: int = 0
 
 
 def restore(
@@ -151,7 +152,7 @@ def restore(
         )
         history.versions[replayed] = label
         step = replayed
-    return Position(step, label)
+    return Position(step, label, checkpoints[-1].step if checkpoints else 0)
 
 
 def _label_after(

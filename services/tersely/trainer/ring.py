@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,7 @@ class Ring:
         self._client = client
         self.keys = RunKeys(run_id)
 
-        def stream(key: str, group: str, lease_seconds: float) -> WorkStream:
+        def stream(key: str, group: str, lease_seconds: float, max_expired_leases: int) -> WorkStream:
             return WorkStream(
                 client,
                 key,
@@ -51,13 +52,15 @@ class Ring:
                 "trainer",
                 lease_seconds=lease_seconds,
                 max_strikes=queue.max_strikes,
-                max_expired_leases=queue.max_expired_leases,
+                max_expired_leases=max_expired_leases,
                 quarantine_key=self.keys.quarantine,
             )
 
-        self.prompts = stream(self.keys.prompts, "rollout", queue.lease_seconds)
-        self.completions = stream(self.keys.completions, "scorer", queue.lease_seconds)
-        self.scored = stream(self.keys.scored, "trainer", _TRAINER_LEASE_SECONDS)
+        patience = queue.max_expired_leases
+        self.prompts = stream(self.keys.prompts, "rollout", queue.lease_seconds, patience)
+        self.completions = stream(self.keys.completions, "scorer", queue.lease_seconds, patience)
+        # The trainer looks again at what it holds after each failure; that is no sign of poison.
+        self.scored = stream(self.keys.scored, "trainer", _TRAINER_LEASE_SECONDS, sys.maxsize)
         self._quarantine = QuarantineReader(client, self.keys.quarantine)
 
     def create(self) -> None:

@@ -75,6 +75,9 @@ def sample_rows(
             "tokens": length_tokens(completion),
             "stopped": stopped(completion),
             "rewards": {name: values[index] for name, values in columns.items()},
+            "absent_reasons": {
+                value.name: value.absent_reason for value in scored.rewards[index].rewards if value.absent_reason
+            },
             "advantage": None if advantages is None else advantages[index],
             "text": completion.text,
             "document": prompt.document,

@@ -17,20 +17,21 @@ import structlog
 
 from tersely.config import Recipe
 from tersely.data.prompts import PreparedPrompt
+from tersely.errors import CheckpointInvalid
 from tersely.models.tokenizer import PolicyTokenizer
 from tersely.node.drain import DrainSignal
 from tersely.node.heartbeat import Heartbeater, read_nodes
 from tersely.node.servicer import NodeServicer
-from tersely.queue.connect import redis_errors, without_password
+from tersely.queue.connect import redis_errors
 from tersely.rpc.server import GrpcServer
 from tersely.telemetry.events import EventLog
 from tersely.telemetry.samples import SampleLog
+from tersely.trainer.books import Books
 from tersely.trainer.collector import Collector
 from tersely.trainer.evaluation import EvaluationDesk
 from tersely.trainer.export import export_policy
 from tersely.trainer.issuing import Issuer
 from tersely.trainer.learner import Learner
-from tersely.trainer.ledger import open_in_flight
 from tersely.trainer.loop import Parts, TrainingLoop
 from tersely.trainer.nodes import node_facts
 from tersely.trainer.recorder import Recorder
@@ -39,7 +40,6 @@ from tersely.trainer.resume import History, Position, read_log, restore
 from tersely.trainer.ring import Ring
 from tersely.trainer.run_directory import RunDirectory, course_sha256, refuse_other_course
 from tersely.trainer.run_service import RunServicer
-from tersely.trainer.samples import sample_rows
 from tersely.trainer.status import Status, StatusWriter
 from tersely.trainer.wal import WriteAheadLog
 from tersely.types import NodeId, PolicyVersion, RunId, WeightsLabel
@@ -67,6 +67,18 @@ class Inputs:
     process_started: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """What is there before the model is loaded."""
+
+    run_id: RunId
+    store: SnapshotStore
+    status: Status
+    ring: Ring
+    events: EventLog
+    books: Books
+
+
 def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, stack: ExitStack) -> int:
     """Runs the loop with everything around it; `stack` closes what was opened.
 
@@ -75,11 +87,109 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
     """
     recipe = inputs.recipe
     history = read_log(directory.log_file) if directory.log_file.exists() else History()
-    if history.run_id is not None:
+    resumed = history.run_id is not None
+    if resumed:
         refuse_other_course(history.recipe_sha256, recipe)
+    stage = _open(inputs, directory, drain, stack, history)
+    store, status, ring, events = stage.store, stage.status, stage.ring, stage.events
+
+    learner = Learner(
+        inputs.model_folder,
+        recipe.learner,
+        temperature=recipe.sampling.temperature,
+        reward_weights={name: reward.weight for name, reward in recipe.rewards.items()},
+        total_steps=recipe.run.steps,
+    )
+    first = store.prepare(0, learner.published())
+    initial = history.initial or first.label
+    if first.label.weights_sha256 != initial.weights_sha256:
+        raise CheckpointInvalid(
+            "The model is not the one that this run was begun with.",
+            "Restore the model folder, or name the model's revision in the recipe; or begin a new run.",
+        )
+    wal = stack.enter_context(WriteAheadLog(directory.log_file))
+    wal.append(_started(stage.run_id, directory.incarnation, initial, recipe, learner), sync=True)
+    if inputs.eval_prompts and directory.read_json("evaluation-before.json") is None:
+        store.announce(first)
+        store.pin(initial)
+    recorder = Recorder(events, stack.enter_context(SampleLog(directory.file("samples.jsonl"))), status)
+    position = Position(0, initial)
+    if resumed:
+        position = restore(history, directory, learner, store, wal, events, recorder)
+    if position.label == initial:
+        store.announce(first)
+    else:
+        store.publish(position.label.policy_version, learner.published())
+    store.restoring = False
+    status.update(step=position.step, policy_version=position.label.policy_version)
+
+    issuer = Issuer(stage.run_id, directory.incarnation, recipe, inputs.train_prompts, inputs.tokenizer.stop_token_ids)
+    desk = EvaluationDesk(ring)
+    collector = Collector(
+        recipe,
+        issuer,
+        history.ledger,
+        ring,
+        wal,
+        events,
+        desk=desk,
+        on_dropped=lambda arrival, outcome: recorder.dropped(arrival.group, outcome, status.snapshot()["step"] + 1),
+    )
+    stage.books.accepted = collector.accepted
+    for known in (initial, *history.versions.values()):
+        collector.know_label(known)
+    collector.begin_step(position.label)
+    if resumed:
+        collector.take_again()
+    parts = Parts(
+        recipe=recipe,
+        directory=directory,
+        wal=wal,
+        ring=ring,
+        issuer=issuer,
+        collector=collector,
+        desk=desk,
+        learner=learner,
+        store=store,
+        events=events,
+        recorder=recorder,
+        status=status,
+        drain=drain,
+        eval_prompts=inputs.eval_prompts,
+    )
+    highest = PolicyVersion(max(history.highest_version, position.label.policy_version))
+    loop = TrainingLoop(parts, position, initial, highest)
+    try:
+        finished = loop.run()
+    except BaseException:
+        status.update(state="failed", waiting_for=None)
+        raise
+    if not finished:
+        events.write("run_drained", step=loop.step)
+        status.update(state="drained", waiting_for=None)
+        return DRAINED
+    export_policy(inputs.model_folder, learner.published(), directory.file("policy"))
+    groups = stage.books.read()
+    events.write("run_finished", run_id=stage.run_id, groups=groups)
+    directory.write_json(
+        "report.json", build_report(directory, recipe, initial=initial, final=loop.label, groups=groups)
+    )
+    status.update(state="finished", waiting_for=None)
+    return FINISHED
+
+
+def _open(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, stack: ExitStack, history: History) -> _Stage:
+    """Listens, announces itself and shows its state, so that nodes can come while the model is loaded."""
+    recipe = inputs.recipe
     run_id = history.run_id or RunId(f"r-{secrets.token_hex(4)}")
-    stop_token_ids = inputs.tokenizer.stop_token_ids
-    store = SnapshotStore(run_id, inputs.model_folder, stop_token_ids, recipe.rpc.chunk_bytes, directory.incarnation)
+    store = SnapshotStore(
+        run_id,
+        inputs.model_folder,
+        inputs.tokenizer.stop_token_ids,
+        recipe.rpc.chunk_bytes,
+        directory.incarnation,
+    )
+    store.restoring = history.run_id is not None
     status = Status(
         run_id=run_id,
         state="starting",
@@ -94,46 +204,49 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
         last_step=None,
         evaluation=None,
     )
-    public_url = without_password(inputs.redis_url)
     server = GrpcServer(recipe.rpc.host, recipe.rpc.port, recipe.rpc.insecure_lan)
     checkpoints = CheckpointServicer(store)
     server.add(checkpoints.register, checkpoints.close)
+    public_url = recipe.queue.url or ""
     server.add(NodeServicer(run_id, recipe.model_dump_json(), public_url, directory.incarnation).register)
     server.add(lambda s: run_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(status, drain), s))
     address = server.start()
     stack.callback(server.stop)
-
     ring = Ring(inputs.client, run_id, recipe.queue)
     ring.create()
     events = stack.enter_context(EventLog(directory.file("events.jsonl")))
-    wal = stack.enter_context(WriteAheadLog(directory.log_file))
-    samples = stack.enter_context(SampleLog(directory.file("samples.jsonl")))
     directory.write_json("recipe.json", recipe.model_dump(mode="json"))
     directory.announce(run_id=run_id, trainer_address=address, redis_url=public_url)
-    resumed = history.run_id is not None
     events.write(
-        "run_resumed" if resumed else "run_started",
+        "run_started" if history.run_id is None else "run_resumed",
         run_id=run_id,
         incarnation=directory.incarnation,
         process_started=inputs.process_started,
         recipe=recipe.model_dump(mode="json"),
     )
+    log.info("listening", address=address, run_id=run_id)
+    books = Books(history.ledger, ring, events)
+    stage = _Stage(run_id, store, status, ring, events, books)
+    _show_state(stage, inputs, directory, stack)
+    return stage
+
+
+def _show_state(stage: _Stage, inputs: Inputs, directory: RunDirectory, stack: ExitStack) -> None:
+    ring, status = stage.ring, stage.status
     heartbeat = Heartbeater(inputs.client, ring.keys, NodeId(f"trainer-{directory.incarnation}"), "trainer")
     heartbeat.start()
     stack.callback(heartbeat.leave)
-    ledger = history.ledger
 
     def refresh() -> dict[str, Any]:
         state = status.snapshot()
         heartbeat.update(
             state=state["state"], detail=state["waiting_for"] or "", policy_version=state["policy_version"]
         )
-        in_flight = open_in_flight(ledger, ring.training_groups_in_streams())
         status.update(seconds=time.time() - inputs.process_started)
         with redis_errors():
             nodes = read_nodes(inputs.client, ring.keys)
         return {
-            "groups": {**ledger.counts(in_flight), "duplicates": ledger.duplicates},
+            "groups": {**stage.books.read(), "duplicates": stage.books.duplicates()},
             "nodes": [node_facts(node) for node in nodes],
             "queues": {name: {"waiting": d.waiting, "leased": d.leased} for name, d in ring.depths().items()},
         }
@@ -142,81 +255,18 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
     writer.start()
     stack.callback(writer.stop)
 
-    recorder = Recorder(events, samples, status)
-    learner = Learner(
-        inputs.model_folder,
-        recipe.learner,
-        temperature=recipe.sampling.temperature,
-        reward_weights={name: reward.weight for name, reward in recipe.rewards.items()},
-        total_steps=recipe.run.steps,
-    )
-    first = store.prepare(0, learner.published())
-    initial = history.initial or first.label
-    wal.append(_started(run_id, directory.incarnation, initial, recipe), sync=True)
-    if directory.read_json("evaluation-before.json") is None:
-        store.announce(first)
-        store.pin(first.label)
-    position = restore(history, directory, learner, store, wal, events, recorder) if resumed else Position(0, initial)
-    if position.label != initial:
-        store.publish(position.label.policy_version, learner.published())
-    status.update(step=position.step, policy_version=position.label.policy_version)
 
-    issuer = Issuer(run_id, directory.incarnation, recipe, inputs.train_prompts, stop_token_ids)
-    desk = EvaluationDesk(ring)
-    collector = Collector(
-        recipe,
-        issuer,
-        ledger,
-        ring,
-        wal,
-        events,
-        desk=desk,
-        on_dropped=lambda arrival, outcome: _write_dropped(
-            samples, arrival.group, outcome, status.snapshot()["step"] + 1
-        ),
-    )
-    for known in (initial, *history.versions.values()):
-        collector.know_label(known)
-    collector.begin_step(position.label)
-    if resumed:
-        collector.take_again()
-    parts = Parts(
-        recipe, directory, wal, ledger, ring, issuer, collector, desk, learner, store, events, recorder, status, drain,
-        inputs.eval_prompts,
-    )  # fmt: skip
-    highest = PolicyVersion(max(history.highest_version, position.label.policy_version))
-    loop = TrainingLoop(parts, position, initial, highest)
-    try:
-        finished = loop.run()
-    except BaseException:
-        status.update(state="failed", waiting_for=None)
-        raise
-    if not finished:
-        events.write("run_drained", step=loop.step)
-        status.update(state="drained", waiting_for=None)
-        return DRAINED
-    export_policy(inputs.model_folder, learner.published(), directory.file("policy"))
-    in_flight = open_in_flight(ledger, ring.training_groups_in_streams())
-    events.write("run_finished", run_id=run_id, groups=ledger.counts(in_flight))
-    report = build_report(directory, recipe, initial=initial, final=loop.label, groups=ledger.counts(in_flight))
-    directory.write_json("report.json", report)
-    status.update(state="finished", waiting_for=None)
-    return FINISHED
-
-
-def _started(run_id: RunId, incarnation: int, initial: WeightsLabel, recipe: Recipe) -> log_pb2.LogRecord:
+def _started(
+    run_id: RunId, incarnation: int, initial: WeightsLabel, recipe: Recipe, learner: Learner
+) -> log_pb2.LogRecord:
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "tersely")}
+    machine = {"python": platform.python_version(), "machine": platform.machine()}
     return log_pb2.LogRecord(
         trainer_started=log_pb2.TrainerStarted(
             run_id=run_id,
             incarnation=incarnation,
             initial_weights=initial.to_proto(),
             recipe_sha256=course_sha256(recipe),
-            environment={**versions, "python": platform.python_version(), "machine": platform.machine()},
+            environment={**versions, **machine, "device": learner.device, "threads": str(learner.threads)},
         )
     )
-
-
-def _write_dropped(samples: SampleLog, scored: Any, outcome: str, step: int) -> None:
-    for row in sample_rows(scored, step=step, outcome=outcome, advantages=None):
-        samples.write(**row)

@@ -84,5 +84,5 @@ class StatusWriter:
         while not self._stop.wait(self._interval_seconds):
             try:
                 self.write()
-            except OSError as error:
-                log.warning("status.json can't be written", error=str(error))
+            except Exception as error:  # a thread that ends here would freeze what the world sees
+                log.exception("status.json can't be written", error=str(error))

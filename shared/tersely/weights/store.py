@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tersely.errors import WeightsUnavailable
+from tersely.errors import TrainerUnreachable, WeightsUnavailable
 from tersely.types import WeightsLabel
 from tersely.weights.model_files import ModelFile, read_model_files
 from tersely.weights.snapshot import Snapshot
@@ -55,6 +55,8 @@ class SnapshotStore:
         self._pins: Counter[WeightsLabel] = Counter()
         self._listeners: list[Callable[[], None]] = []
         self._closed = False
+        self.restoring = False
+        """While True, weights not held are not lost: the trainer is going back to where its run stood."""
 
     @property
     def current(self) -> Snapshot | None:
@@ -113,6 +115,7 @@ class SnapshotStore:
 
         Raises:
             WeightsUnavailable: It is not held (any more), or was never made.
+            TrainerUnreachable: It is not held, but the trainer is still restoring its run.
         """
         with self._lock:
             return self._find(label)
@@ -160,6 +163,8 @@ class SnapshotStore:
 
     def _find(self, label: WeightsLabel) -> Snapshot:
         snapshot = self._held.get(label)
+        if snapshot is None and self.restoring:
+            raise TrainerUnreachable(f"The trainer is still restoring its run; it may yet hold weights {label}.")
         if snapshot is None:
             held = ", ".join(map(str, self._held)) or "none"
             raise WeightsUnavailable(

@@ -10,10 +10,11 @@ import redis
 from tersely.config import Recipe
 from tersely.data.prompts import PreparedPrompt
 from tersely.telemetry.events import EventLog, read_events
+from tersely.trainer.books import Books, balanced
 from tersely.trainer.collector import Collector
-from tersely.trainer.evaluation import EvaluationDesk
+from tersely.trainer.evaluation import Evaluation, EvaluationDesk
 from tersely.trainer.issuing import Issuer
-from tersely.trainer.ledger import Ledger, Outcome, open_in_flight
+from tersely.trainer.ledger import Ledger, Outcome
 from tersely.trainer.ring import Arrival, Ring
 from tersely.trainer.wal import WriteAheadLog
 from tersely.types import GroupId, PolicyVersion, RunId, WeightsLabel
@@ -38,6 +39,7 @@ class Bench:
         self.events_path = folder / "events.jsonl"
         self.events = EventLog(self.events_path)
         self.wal = WriteAheadLog(folder / "run.wal")
+        self.desk = EvaluationDesk(self.ring)
         self.dropped: list[tuple[str, Outcome]] = []
         self.collector = Collector(
             self.recipe,
@@ -46,7 +48,7 @@ class Bench:
             self.ring,
             self.wal,
             self.events,
-            desk=EvaluationDesk(self.ring),
+            desk=self.desk,
             on_dropped=lambda arrival, outcome: self.dropped.append((arrival.group.group.prompt.group_id, outcome)),
         )
         self.collector.begin_step(V0)
@@ -83,8 +85,7 @@ class Bench:
         return self.collector.batch()
 
     def books_balance(self) -> bool:
-        counts = self.ledger.counts(open_in_flight(self.ledger, self.ring.training_groups_in_streams()))
-        return counts["issued"] == sum(value for key, value in counts.items() if key != "issued")
+        return balanced(Books(self.ledger, self.ring, self.events).read())
 
 
 @pytest.fixture
@@ -244,3 +245,54 @@ def test_groups_that_a_wiped_server_lost_are_sent_again_under_the_same_id(
     assert bench.collector.resend_lost() == 0
     assert bench.collector.resend_lost() == 2
     assert {group.group_id for group in bench.leased_prompts()} == {group.group_id for group in sent}
+
+
+def test_a_copy_that_failed_elsewhere_does_not_put_out_a_group_that_was_accepted(make_bench) -> None:
+    bench = make_bench()
+    bench.collector.top_up(10)
+    first, second = bench.leased_prompts()
+    bench.answer(first)
+    bench.collector.poll(0)
+    bench.answer(first, (0.0, 1.0, 2.0))
+    bench.answer(second)
+    for _ in range(4):
+        bench.collector.poll(0)
+    assert numbers(bench.collector.batch()) == [0, 1]
+
+
+def test_groups_taken_but_never_decided_on_are_taken_again_and_accepted_ones_only_once(make_bench) -> None:
+    bench = make_bench()
+    bench.collector.top_up(10)
+    first, second = bench.leased_prompts()
+    bench.answer(first)
+    bench.collector.poll(0)
+    bench.answer(second)
+    bench.ring.take(10, 0)  # as if the reply had been lost on its way to the trainer
+    assert bench.collector.batch() is None
+    bench.collector.take_again()
+    assert numbers(bench.collector.batch()) == [0, 1]
+    assert bench.ledger.duplicates == 0
+
+
+def test_an_evaluation_ends_when_each_prompt_has_come_back_or_failed_for_good(make_bench) -> None:
+    bench = make_bench()
+    prompts = [PreparedPrompt(f"e{i}", (1, 2), "doc", "ref", 64, 0) for i in range(2)]
+    evaluation = Evaluation("before", V0, prompts)
+    bench.desk.current = evaluation
+    issuer = Issuer(RunId("r-test"), 1, bench.recipe, prompts, (STOP,))
+    evaluation.send(issuer, bench.ring)
+    evaluation.send(issuer, bench.ring)
+    first, second = bench.leased_prompts()
+    assert first.sampling.greedy_samples == 1
+    evaluation.give_up_on(first.group_id)
+    bench.answer(first)  # a copy sent by an earlier trainer does well after all
+    bench.collector.poll(0)
+    assert (evaluation.done, evaluation.complete) == (1, False)
+    bench.answer(second)
+    bench.answer(second)
+    bench.collector.poll(0)
+    assert evaluation.complete
+    result = evaluation.result()
+    assert [result[mode]["n"] for mode in ("greedy", "sampled")] == [2, 2]
+    assert result["failed_prompts"] == 0
+    assert bench.ledger.duplicates == 0

@@ -1,6 +1,6 @@
 import pytest
 
-from tersely.trainer.ledger import Issue, Ledger, Outcome, open_in_flight
+from tersely.trainer.ledger import Issue, Ledger, Outcome
 from tersely.types import GroupId, IssueNumber
 
 
@@ -15,8 +15,7 @@ def test_books_balance_when_every_group_has_its_fate() -> None:
     ledger = ledger_with(5)
     for number, outcome in enumerate((Outcome.TRAINED, Outcome.STALE, Outcome.NO_SIGNAL, Outcome.QUARANTINED)):
         assert ledger.record_outcome(GroupId(f"g{number}"), outcome)
-    in_flight = open_in_flight(ledger, [GroupId("g4"), GroupId("g4"), GroupId("g0")])
-    counts = ledger.counts(in_flight)
+    counts = ledger.counts(in_flight=1)
     assert counts == {"issued": 5, "trained": 1, "stale": 1, "no_signal": 1, "quarantined": 1, "in_flight": 1}
     assert counts["issued"] == sum(value for key, value in counts.items() if key != "issued")
 
@@ -36,9 +35,7 @@ def test_an_issue_number_can_be_neither_skipped_nor_used_twice() -> None:
             ledger.record_issue(Issue(GroupId("x"), IssueNumber(wrong), "p"))
 
 
-def test_groups_missing_from_the_streams_and_unknown_ones_are_named() -> None:
+def test_open_groups_missing_from_the_streams_are_named() -> None:
     ledger = ledger_with(3)
     ledger.record_outcome(GroupId("g0"), Outcome.TRAINED)
-    missing, unknown = ledger.discrepancy({GroupId("g0"), GroupId("g2"), GroupId("stranger")})
-    assert missing == ["g1"]
-    assert unknown == ["stranger"]
+    assert ledger.missing({GroupId("g0"), GroupId("g2"), GroupId("stranger")}) == ["g1"]

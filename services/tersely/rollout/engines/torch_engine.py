@@ -7,7 +7,6 @@ and the tokens and logprobs come out the same bit for bit. Other groups are deco
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,8 @@ from transformers.initialization import no_init_weights
 
 from tersely.errors import EngineFailed
 from tersely.grpo.seeds import uniform
+from tersely.models.device import choose_device, set_threads
+from tersely.models.linear import use_fast_linears
 from tersely.rollout.engines.base import Capabilities, EngineSettings, GeneratedGroup, plan_batches
 from tersely.rollout.engines.in_place import fill
 from tersely.rollout.engines.kv_cache import PromptState, RowCache
@@ -78,10 +79,9 @@ class TorchEngine:
 
     def __init__(self, settings: EngineSettings, dtype: torch.dtype | None = None) -> None:
         self._settings = settings
-        self._device = _pick_device(settings.device)
+        self._device = choose_device(settings.device, "rollout.device")
         self._dtype = dtype or (torch.float32 if self._device.type == "cpu" else torch.bfloat16)
-        self._threads = settings.threads or os.cpu_count() or 1
-        torch.set_num_threads(self._threads)
+        self._threads = set_threads(settings.threads)
         self._model: Any = None
         self._label: WeightsLabel | None = None
 
@@ -121,7 +121,7 @@ class TorchEngine:
         model.tie_weights()
         model.eval().requires_grad_(False).to(self._device)
         fill(model, weights)
-        if self._device.type == "cpu":
+        if self._device.type == "cpu" and not use_fast_linears(model):
             use_few_rows_linear(model)
         self._model, self._label = model, label
 
@@ -206,13 +206,3 @@ class TorchEngine:
         )
         logits_RV: Tensor = output.logits[:, -1]
         return logits_RV
-
-
-def _pick_device(name: str) -> torch.device:
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
-        raise EngineFailed(f"PyTorch finds no {name} device on this machine.", "Set rollout.device to auto or cpu.")
-    return torch.device(name)
