@@ -32,6 +32,7 @@ def generate(root: Path, into: Path) -> None:
     protos = sorted(str(path.relative_to(root / "proto")) for path in (root / "proto" / STUBS).glob("*.proto"))
     command = [sys.executable, "-m", "grpc_tools.protoc", "-I", str(root / "proto"), *plugins, *outputs, *protos]
     subprocess.run(command, check=True, cwd=root / "proto")
+    (into / STUBS / "py.typed").touch()
 
 
 def stale(root: Path) -> list[str]:

@@ -46,6 +46,14 @@ def test_this_checkout_has_no_fault(check: str) -> None:
     assert getattr(house, check)(ROOT) == []
 
 
+def test_every_part_of_the_namespace_says_that_it_is_typed() -> None:
+    portions = [ROOT / "services/tersely", ROOT / "shared/tersely"]
+    packages = {file.parent for portion in portions for file in portion.glob("*/*.py")}
+    assert len(packages) > 10
+    # One more for the modules that lie in the namespace itself, such as tersely.errors.
+    assert [str(folder) for folder in {*packages, portions[1]} if not (folder / "py.typed").is_file()] == []
+
+
 def test_stubs_are_what_the_protos_give() -> None:
     assert stubs.stale(ROOT) == []
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from rollout_helpers import LABEL, group, random_weights, run, tiny_config
 
 from tersely.errors import EngineFailed
 from tersely.rollout.engines import Engine, EngineSettings, open_engine
+from tersely.testing.engines import LABEL, group, random_weights, run, tiny_config
 from tersely.types import PolicyVersion, WeightsLabel
 from tersely.v1 import common_pb2
 

@@ -1,17 +1,13 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from rollout_helpers import LABEL, random_weights, tiny_config
-
 from tersely.rollout.engines.base import EngineSettings
 from tersely.rollout.engines.torch_engine import TorchEngine
+from tersely.testing.engines import LABEL, random_weights, tiny_config
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import redis
 import torch
-from rollout_helpers import group
 from safetensors.torch import load_file
 
 from tersely.config.schema import Recipe
@@ -27,6 +26,7 @@ from tersely.queue import RunKeys, WorkStream, connect
 from tersely.queue.embedded import EmbeddedServer
 from tersely.rollout.service import run_rollout
 from tersely.rpc.server import GrpcServer
+from tersely.testing.engines import group
 from tersely.types import GroupId, RunId, WeightsLabel
 from tersely.v1 import group_pb2
 from tersely.weights.servicer import CheckpointServicer

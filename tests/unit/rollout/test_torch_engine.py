@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from rollout_helpers import LABEL, group, random_weights, run, tiny_config
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from tersely.errors import EngineFailed
 from tersely.grpo.seeds import uniform
 from tersely.rollout.engines.base import EngineSettings
 from tersely.rollout.engines.torch_engine import TorchEngine
+from tersely.testing.engines import LABEL, group, random_weights, run, tiny_config
 from tersely.types import PolicyVersion, WeightsLabel
 from tersely.v1 import common_pb2
 
@@ -88,7 +88,7 @@ def test_a_required_training_group_is_bit_equal_alone_and_after_and_beside_other
 OTHER_PROCESS = """
 import json, sys
 from pathlib import Path
-from rollout_helpers import *
+from tersely.testing.engines import *
 from tersely.rollout.engines.base import EngineSettings
 from tersely.rollout.engines.torch_engine import TorchEngine
 engine = TorchEngine(EngineSettings(device="cpu", threads=1))
@@ -105,7 +105,6 @@ def test_a_required_training_group_is_bit_equal_in_another_process_after_a_swap(
     here = run(engine, group(PROMPT, size=6, limit=20, exact=True))["g"]
     there = subprocess.run(
         [sys.executable, "-c", OTHER_PROCESS, str(model_folder), json.dumps(PROMPT)],
-        cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
         check=True,

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import redis
 import torch
-from rollout_helpers import LABEL, group
 
 from tersely.errors import LeaseLost, TerselyError, WeightsUnavailable
 from tersely.queue import LeaseKeeper, QuarantineReader, RunKeys, WorkStream, connect
@@ -19,6 +18,7 @@ from tersely.rollout.engines.base import EngineSettings, GeneratedGroup
 from tersely.rollout.engines.stub import StubEngine
 from tersely.rollout.holder import WeightsHolder
 from tersely.rollout.worker import RolloutWorker
+from tersely.testing.engines import LABEL, group
 from tersely.types import GroupId, NodeId, PolicyVersion, RunId, WeightsLabel
 from tersely.v1 import checkpoint_pb2, group_pb2
 

@@ -1,20 +1,44 @@
-"""What the rollout tests share; conftest.py puts this folder on the path."""
+"""What tests of an engine need: a small model with random weights, prompt groups, and one call that collects."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from tersely.rollout.engines.base import Engine
 from tersely.types import PolicyVersion, WeightsLabel
 from tersely.v1 import common_pb2, group_pb2
 
 Weights = dict[str, torch.Tensor]
 LABEL = WeightsLabel(PolicyVersion(3), "aa" * 32)
+"""A label for weights that nobody published."""
 STOP = 5
+"""The stop token of groups made here."""
+
+
+class Generated(Protocol):
+    """A finished group, as engines yield it."""
+
+    @property
+    def prompt(self) -> group_pb2.PromptGroup:
+        """The group as it was asked for."""
+
+    @property
+    def completions(self) -> Sequence[group_pb2.Completion]:
+        """Its completions in order of sample_index."""
+
+
+class Generates(Protocol):
+    """The part of an engine that `run` calls."""
+
+    def generate(self, groups: Sequence[group_pb2.PromptGroup], cancelled: Callable[[], bool]) -> Iterable[Generated]:
+        """Yields each group when its last completion ends."""
 
 
 def tiny_config(vocab: int = 97, tied: bool = True) -> LlamaConfig:
+    """A Llama of two layers; its initial weights are large, so that no distribution is flat."""
     return LlamaConfig(
         vocab_size=vocab,
         hidden_size=32,
@@ -29,8 +53,10 @@ def tiny_config(vocab: int = 97, tied: bool = True) -> LlamaConfig:
 
 
 def random_weights(config: LlamaConfig, seed: int, dtype: torch.dtype = torch.bfloat16) -> Weights:
+    """Weights as they are published: rounded to bf16, tied tensors once, sorted names; then cast to `dtype`."""
     torch.manual_seed(seed)
-    state = AutoModelForCausalLM.from_config(config, dtype=torch.float32).state_dict()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    state = model.state_dict()
     if config.tie_word_embeddings:
         del state["lm_head.weight"]
     return {name: tensor.to(torch.bfloat16).to(dtype) for name, tensor in sorted(state.items())}
@@ -48,6 +74,19 @@ def group(
     stop: tuple[int, ...] = (STOP,),
     name: str = "g",
 ) -> group_pb2.PromptGroup:
+    """A prompt group.
+
+    Args:
+        prompt: Prompt ids.
+        size: Completions.
+        limit: Most sampled ids per completion.
+        seed: Sampling seed of the group.
+        temperature: Divides the logits.
+        greedy: The first so many completions take the likeliest token.
+        exact: A training group that requires the weights `LABEL`, as in a synchronous run; else an evaluation group.
+        stop: Ids that end a completion.
+        name: Group id and prompt id.
+    """
     made = group_pb2.PromptGroup(
         run_id="r", group_id=name, prompt_id=name, group_size=size, prompt_token_ids=prompt, stop_token_ids=stop
     )
@@ -62,7 +101,8 @@ def group(
     return made
 
 
-def run(engine: Engine, *groups: group_pb2.PromptGroup) -> dict[str, list[tuple[list[int], list[float]]]]:
+def run(engine: Generates, *groups: group_pb2.PromptGroup) -> dict[str, list[tuple[list[int], list[float]]]]:
+    """Generates groups together; per group id, the ids and behaviour logprobs of each completion."""
     return {
         done.prompt.group_id: [(list(c.token_ids), list(c.behaviour_logprobs)) for c in done.completions]
         for done in engine.generate(groups, lambda: False)
