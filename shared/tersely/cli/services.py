@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
@@ -34,6 +35,8 @@ def run_service(role: str, options: ServiceOptions) -> int:
         PackageMissing: The service, or a package it needs, is not installed.
         TerselyError: Whatever the service raises.
     """
+    # Before torch is loaded: threads that spin while they wait starve whatever else the machine does, and each other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     found = [entry for entry in entry_points(group=GROUP) if entry.name == role]
     way_out = f"Install it with: pip install 'tersely[{EXTRAS.get(role, role)}]'"
     if not found:
