@@ -76,7 +76,9 @@ class WeightsLabel(_message.Message):
     policy_version: _builtins.int
     """Policy version: +1 per committed batch, persisted before it is published, never reused in a run."""
     weights_sha256: _builtins.str
-    """SHA-256, hex, over the sorted per-tensor hashes of the published weights."""
+    """SHA-256, hex, over one line `name:dtype:shape:sha256` per published tensor, sorted, each ended by a newline; the shape is
+    written like 576x192, that of a scalar as -, and sha256 is that of the tensor's bytes (TensorManifest).
+    """
     def __init__(
         self,
         *,
@@ -106,7 +108,9 @@ class SamplingSettings(_message.Message):
     max_completion_tokens: _builtins.int
     """Most sampled ids per completion, stop token included."""
     seed: _builtins.int
-    """f(run seed, issue number, prompt id); never depends on run id, directory, worker or time."""
+    """In training f(run.seed, issue number, prompt id), in evaluation f(evaluation.seed, index of the prompt, prompt id); never
+    depends on run id, directory, worker or time.
+    """
     greedy_samples: _builtins.int
     """The first so many samples of the group take the likeliest token instead of sampling (evaluation only; 0 in training)."""
     def __init__(

@@ -43,9 +43,9 @@ class PromptGroup(_message.Message):
     run_id: _builtins.str
     """Run this group belongs to."""
     group_id: _builtins.str
-    """Hash of (run id, issue number, prompt id), hex; kept when the same issue is sent again."""
+    """Hash of (run id, issue number, prompt id), hex; kept when the same issue is sent again. In evaluation with `eval-NAME-` before it."""
     issue_number: _builtins.int
-    """Counts issues of a run from 0; a replacement group takes the next number."""
+    """Counts issues of a run from 0; a replacement group takes the next number. In evaluation: index of the prompt, from 0."""
     prompt_id: _builtins.str
     """Id of the data record."""
     purpose: _common_pb2.GroupPurpose.ValueType
@@ -338,11 +338,11 @@ class QuarantinedGroup(_message.Message):
     issue_number: _builtins.int
     """Its issue number."""
     stage: _builtins.str
-    """Stream it failed in: `prompts` or `completions`."""
+    """Stream it failed in: `prompts`, `completions` or `scored`."""
     entry: _builtins.bytes
-    """The stream entry as it was: a PromptGroup or a CompletionGroup."""
+    """The message as it was in that stream: a PromptGroup, a CompletionGroup or a ScoredGroup; possibly unreadable."""
     error_kind: _builtins.str
-    """Error kind of the last failure, or `suspected_poison`."""
+    """Error kind of the last failure; or `suspected_poison`, `malformed_entry`, `entry_invalid` (docs/protocol.md)."""
     error_message: _builtins.str
     """Last error, for people."""
     strikes: _builtins.int

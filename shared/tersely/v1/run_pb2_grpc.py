@@ -52,7 +52,7 @@ class RunServiceServicer(object):
     """
 
     def GetStatus(self, request, context):
-        """The run's state now, as one JSON object (the same object as status.json in the run directory).
+        """The run's state now, as one JSON object: that of status.json in the run directory, without `time`, which only the file has.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,7 +34,7 @@ class RunServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RunServiceAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_run_pb2.GetStatusRequest, _run_pb2.GetStatusResponse]
-    """The run's state now, as one JSON object (the same object as status.json in the run directory)."""
+    """The run's state now, as one JSON object: that of status.json in the run directory, without `time`, which only the file has."""
     Drain: _grpc.UnaryUnaryMultiCallable[_run_pb2.DrainRequest, _run_pb2.DrainResponse]
     """Asks the trainer to finish the batch in hand, write a checkpoint and end."""
 
@@ -44,7 +44,7 @@ class RunServiceAsyncStub(RunServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_run_pb2.GetStatusRequest, _run_pb2.GetStatusResponse]  # type: ignore[assignment]
-    """The run's state now, as one JSON object (the same object as status.json in the run directory)."""
+    """The run's state now, as one JSON object: that of status.json in the run directory, without `time`, which only the file has."""
     Drain: _aio.UnaryUnaryMultiCallable[_run_pb2.DrainRequest, _run_pb2.DrainResponse]  # type: ignore[assignment]
     """Asks the trainer to finish the batch in hand, write a checkpoint and end."""
 
@@ -57,7 +57,7 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_run_pb2.GetStatusResponse, _abc.Awaitable[_run_pb2.GetStatusResponse]]:
-        """The run's state now, as one JSON object (the same object as status.json in the run directory)."""
+        """The run's state now, as one JSON object: that of status.json in the run directory, without `time`, which only the file has."""
 
     @_abc_1.abstractmethod
     def Drain(
