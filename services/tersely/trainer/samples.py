@@ -6,12 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tersely.evaluation import WITHIN_TOKENS
 from tersely.trainer.learner import TrainingGroup
 from tersely.types import GroupId, PolicyVersion
 from tersely.v1 import common_pb2, group_pb2
-
-WITHIN_TOKENS = 5
-"""A completion is "within" when it stopped by itself at most so many tokens from its target."""
 
 
 def reward_columns(scored: group_pb2.ScoredGroup) -> dict[str, tuple[float | None, ...]]:
