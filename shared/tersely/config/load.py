@@ -6,7 +6,6 @@ and as a plain string where that fails, so `--set data.source=./x.jsonl` needs n
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from tersely.config.nearest import nearest_name
 from tersely.config.schema import Recipe, RewardSection
 from tersely.errors import ConfigFileMissing, ConfigSyntax, ConfigUnknownKey, ConfigValue
 
@@ -142,13 +142,13 @@ def _refuse_unknown(model: type[BaseModel], tree: Mapping[str, Any], prefix: str
 
 
 def _nearest(model: type[BaseModel], key: str, prefix: str) -> str:
-    siblings = difflib.get_close_matches(key, list(model.model_fields), n=1, cutoff=0.6)
-    if siblings:
-        return f"Did you mean {prefix}{siblings[0]}?"
+    sibling = nearest_name(key, model.model_fields)
+    if sibling is not None:
+        return f"Did you mean {prefix}{sibling}?"
     elsewhere = {name.rpartition(".")[2]: name for name in known_keys()}
-    far = difflib.get_close_matches(key, list(elsewhere), n=1, cutoff=0.8)
-    if far:
-        return f"Did you mean {elsewhere[far[0]]}?"
+    far = nearest_name(key, elsewhere, cutoff=0.8)
+    if far is not None:
+        return f"Did you mean {elsewhere[far]}?"
     return f"Known here: {', '.join(model.model_fields)}."
 
 

@@ -89,7 +89,6 @@ class LearnerSection(Section):
 
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the learner runs.")
     threads: int | None = Field(None, ge=1, description="CPU threads of the learner; none: all cores.")
-    loss: Literal["dapo"] = Field("dapo", description="Aggregation of the token losses: mean over the batch's tokens.")
     learning_rate: float = Field(1e-6, gt=0, description="Peak learning rate of AdamW.")
     warmup_steps: int = Field(0, ge=0, description="Steps of linear rise to the peak.")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="Course after the warm-up.")
@@ -161,7 +160,7 @@ class RolloutSection(Section):
     """The workers that sample."""
 
     workers: int = Field(1, ge=0, le=64, description="Rollout processes that `tersely up` starts.")
-    engine: Literal["torch", "stub"] = Field("torch", description="Engine of those workers.")
+    engine: str = Field("torch", description="Engine of the workers, by its entry point: `torch`, `stub`, or a plugin.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the torch engine runs.")
     threads: int | None = Field(None, ge=1, description="CPU threads per worker; none: all cores.")
     batch_sequences: int = Field(16, ge=1, description="Sequences decoded together where order need not be bit-exact.")
@@ -180,7 +179,6 @@ class JudgeSection(Section):
 
     enabled: bool = Field(False, description="Start a judge process with `tersely up`.")
     endpoint: str | None = Field(None, description="URL of an OpenAI-compatible endpoint.")
-    model: str | None = Field(None, description="Model name at that endpoint.")
     host: str = Field(
         "127.0.0.1", description="Address the judge listens on; beyond loopback only with rpc.insecure_lan."
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from tersely.config.nearest import nearest
 from tersely.errors import ConfigValue
+
+__all__ = ["Reward", "RewardInput", "checked_choice", "nearest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +67,6 @@ class Reward(Protocol):
 
     def score(self, batch: Sequence[RewardInput]) -> list[float | None]:
         """One value per item, in order; None when it can't be computed (never 0 instead)."""
-
-
-def nearest(word: str, known: Collection[str]) -> str:
-    """A way out for a name that is not known: the nearest one, or all of them."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    if close:
-        return f"Did you mean {close[0]}?"
-    return f"Known: {', '.join(sorted(known))}." if known else "It takes no options."
 
 
 def checked_choice(reward: str, option: str, value: object, allowed: Sequence[str]) -> str:
