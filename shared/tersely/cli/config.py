@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,8 @@ import typer
 from tersely.cli.options import JsonOption, SetOption
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from tersely.config import Recipe
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Recipe, a TOML file.")]
@@ -47,19 +50,52 @@ def check(file: FileArgument, overrides: SetOption = None) -> None:
     """Prints `ok`, or fails with the error's code."""
     from tersely.config import load_recipe
 
-    check_rewards(load_recipe(file, overrides or ()).recipe)
+    check_plugins(load_recipe(file, overrides or ()).recipe)
     typer.echo("ok")
 
 
-def check_rewards(recipe: Recipe) -> None:
-    """Raises RewardUnknown for a reward that no installed package provides."""
+def check_plugins(recipe: Recipe) -> None:
+    """Checks what the recipe names by entry point: rewards, their options, the engine of the workers started here.
+
+    Raises:
+        RewardUnknown, ConfigUnknownKey, ConfigValue.
+    """
     from importlib.metadata import entry_points
 
-    from tersely.errors import RewardUnknown
+    from tersely.config.nearest import nearest
+    from tersely.errors import ConfigValue, RewardUnknown
 
-    known = sorted(entry.name for entry in entry_points(group="tersely.rewards"))
-    for name in recipe.rewards:
-        if name not in known:
-            raise RewardUnknown(
-                f"rewards.{name}: no installed package provides this reward.", f"Known here: {', '.join(known)}."
-            )
+    rewards = {entry.name: entry for entry in entry_points(group="tersely.rewards")}
+    for name, section in recipe.rewards.items():
+        if name not in rewards:
+            raise RewardUnknown(f"rewards.{name}: no installed package provides this reward.", nearest(name, rewards))
+        if section.options:
+            _check_options(rewards[name], section.options)
+    engines = {entry.name for entry in entry_points(group="tersely.engines")}
+    engine = recipe.rollout.engine
+    if recipe.rollout.workers and engine not in engines:
+        raise ConfigValue(
+            f"rollout.engine: no installed package provides the engine {engine!r}.", nearest(engine, engines)
+        )
+
+
+def _check_options(entry: EntryPoint, options: dict[str, object]) -> None:
+    """Holds a reward's options against its constructor; what can't be imported here is left to the scorer."""
+    from tersely.config.nearest import nearest
+    from tersely.errors import ConfigUnknownKey
+
+    try:
+        reward = entry.load()
+    except ImportError:
+        return
+    parameters = inspect.signature(reward).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        known = [parameter.name for parameter in parameters if parameter.kind is not parameter.POSITIONAL_ONLY]
+        for option in options:
+            if option not in known:
+                raise ConfigUnknownKey(
+                    f"rewards.{entry.name}.{option}: the reward has no such option.",
+                    nearest(option, [*known, "weight"]),
+                )
+    if entry.dist is not None and entry.dist.name == "tersely":  # others may load a model when they are made
+        reward(**options)

@@ -36,14 +36,14 @@ def up(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
 ) -> None:
     """Runs it to the end."""
-    from tersely.cli.config import check_rewards
+    from tersely.cli.config import check_plugins
     from tersely.config import load_recipe
     from tersely.supervise.local_run import LocalRun, UpPlan
     from tersely.supervise.run_dir import RunDir, read_json
 
     items = tuple(overrides or ())
     loaded = load_recipe(recipe, items).recipe
-    check_rewards(loaded)
+    check_plugins(loaded)
     if resume and run_dir is None:
         raise typer.BadParameter("--resume needs --run-dir: the directory of the run to go on with.")
     path = (run_dir or Path("runs") / f"{recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
@@ -61,11 +61,12 @@ def up(
     )
     outcome = LocalRun(plan, view, make_server).run()
     if not outcome.finished:
-        step = (read_json(folder.status) or {}).get("step", 0)
+        step = (read_json(folder.status) or {}).get("step")
+        where = "" if step is None else f" at step {step} of {loaded.run.steps}"
         again = ["tersely", "up", str(recipe), "--run-dir", str(path), "--resume"]
         again += [word for item in items for word in ("--set", item)]
         how = signal.Signals(outcome.signal_number).name if outcome.signal_number else "its trainer was stopped"
-        line = f"stopped ({how}) at step {step} of {loaded.run.steps}; go on with: {shlex.join(again)}"
+        line = f"stopped ({how}){where}; go on with: {shlex.join(again)}"
         typer.echo(line, err=True)
         raise typer.Exit(outcome.exit_code)
     _report(folder)

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tersely.cli import services
-from tersely.errors import PackageMissing
+from tersely.cli.config import check_plugins
+from tersely.config import load_recipe
+from tersely.errors import ConfigUnknownKey, ConfigValue, PackageMissing, RewardUnknown, TerselyError
 from tersely.node.options import ServiceOptions
 
 
@@ -63,6 +65,29 @@ def test_config_check(recipe: Path) -> None:
     assert_fails(tersely("config", "check", str(recipe), "--set", "rewards.lenght.weight=1"), 80, "reward_unknown")
 
 
+@pytest.mark.parametrize(
+    ("override", "error", "hint"),
+    [
+        ('rewards.length.scal="raw"', ConfigUnknownKey, "scale"),
+        ("rewards.length.wieght=2.0", ConfigUnknownKey, "weight"),
+        ('rewards.length.scale="rew"', ConfigValue, "raw"),
+        ("rollout.engine=torhc", ConfigValue, "torch"),
+        ("rewards.rouge.weight=1.0", RewardUnknown, "rouge_l"),
+    ],
+)
+def test_what_no_plugin_knows_is_refused_with_the_nearest_name(
+    override: str, error: type[TerselyError], hint: str
+) -> None:
+    with pytest.raises(error) as caught:
+        check_plugins(load_recipe(None, [override], {}).recipe)
+    assert f"Did you mean {hint}?" == caught.value.way_out
+
+
+def test_what_the_plugins_know_passes() -> None:
+    check_plugins(load_recipe(None, ["rewards.length.scale=raw", "rollout.engine=stub"], {}).recipe)
+    check_plugins(load_recipe(None, ["rollout.engine=elsewhere", "rollout.workers=0"], {}).recipe)
+
+
 def test_config_show_says_where_values_come_from(recipe: Path) -> None:
     result = tersely("config", "show", str(recipe), "--set", "run.seed=4", "--json", TERSELY_SET_RUN__GROUP_SIZE="6")
     rows = json.loads(result.stdout)
@@ -80,6 +105,7 @@ def test_up_refuses_bad_input_before_anything_is_written(recipe: Path, tmp_path:
     run_dir = tmp_path / "run"
     up = ("up", str(recipe), "--run-dir", str(run_dir), "--plain")
     assert_fails(tersely(*up, "--set", "run.stepps=1"), 12, "config_unknown_key")
+    assert_fails(tersely(*up, "--set", "rewards.length.scal=raw"), 12, "config_unknown_key")
     assert_fails(tersely(*up, "--set", "queue.url=redis://127.0.0.1:1"), 40, "redis_unreachable")
     assert_fails(tersely(*up, "--resume"), 61, "run_dir_missing")
     assert not run_dir.exists()
