@@ -20,12 +20,14 @@ from tersely.config import Recipe
 from tersely.errors import RunDirBusy, ServiceFailed, TerselyError
 from tersely.supervise.run_dir import RunDir, read_json
 from tersely.supervise.supervisor import Child, ChildSpec, RestartLimits, Supervisor
+from tersely.telemetry.atomic import write_atomic
 from tersely.telemetry.events import EventLog
 
 POLL_SECONDS = 0.1
 TRAINER_ENDS = frozenset({0, 75})
 """Finished, and drained before its end; after both there is nothing to restart."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Each ends the run in good order, unless the process was started with it ignored, as by `nohup`."""
 
 
 class RunView(Protocol):
@@ -126,6 +128,7 @@ class LocalRun:
         """
         existed, fresh = self.run_dir.path.exists(), not _has_entries(self.run_dir.path)
         self.run_dir.logs.mkdir(parents=True, exist_ok=True)
+        earlier = self.run_dir.status.read_text() if self.run_dir.status.exists() else None
         lock = FileLock(self.run_dir.path / ".up.lock")
         try:
             lock.acquire(timeout=0)
@@ -140,8 +143,8 @@ class LocalRun:
         except ServiceFailed:
             raise
         except TerselyError:
-            if fresh and self._address is None:
-                self._take_back(existed)
+            if self._address is None:
+                self._take_back(existed, fresh=fresh, earlier=earlier)
             raise
         finally:
             lock.release()
@@ -149,6 +152,7 @@ class LocalRun:
     def _run_locked(self) -> Outcome:
         up = self.plan.recipe.up
         self.run_dir.run.unlink(missing_ok=True)
+        self.run_dir.status.unlink(missing_ok=True)  # an earlier end of the run is not the end of this one
         with EventLog(self.run_dir.events) as events:
             supervisor = Supervisor(
                 self.run_dir.logs,
@@ -180,6 +184,8 @@ class LocalRun:
                 return Outcome(finished=self._finished())
             if self._finished():
                 supervisor.restarting = False
+                if trainer.state != "running":  # it died after its work was done
+                    return Outcome(finished=True)
             self._wake.wait(POLL_SECONDS)
         self._drain(supervisor, trainer)
         return Outcome(finished=self._finished(), signal_number=self._signals[0])
@@ -265,8 +271,12 @@ class LocalRun:
             "Read the log there, then go on with --resume: nothing that was trained is lost.",
         )
 
-    def _take_back(self, existed: bool) -> None:
-        """Removes what was begun for a run that never came to be."""
+    def _take_back(self, existed: bool, *, fresh: bool, earlier: str | None) -> None:
+        """Removes what was begun for a run that never came to be; one that was not gone on with stands as it stood."""
+        if not fresh:
+            if earlier is not None and not self.run_dir.status.exists():
+                write_atomic(self.run_dir.status, earlier)
+            return
         shutil.rmtree(self.run_dir.path, ignore_errors=True)
         if existed:
             self.run_dir.path.mkdir(exist_ok=True)
@@ -277,7 +287,8 @@ class LocalRun:
             self._signals.append(number)
             self._wake.set()
 
-        before = {number: signal.signal(number, note) for number in SIGNALS}
+        heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, note) for number in heeded}
         try:
             yield
         finally:

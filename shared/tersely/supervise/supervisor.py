@@ -207,13 +207,16 @@ class Supervisor:
             self._write_processes()
             return
         pid = process.pid if process is not None else None
-        self._on_event("service_died", name=spec.name, role=spec.role, pid=pid, exit_code=exit_code)
+        error = None
         if exit_code in FATAL_EXIT_CODES:
             error = read_failure(self._logs / f"{spec.name}.error", exit_code)
-            if error is not None:
-                self._stopped(child)
-                self._write_processes()
-                raise error
+        died = {"name": spec.name, "role": spec.role, "pid": pid, "exit_code": exit_code}
+        if error is not None:
+            self._on_event("service_died", **died, error=error.kind)
+            self._stopped(child)
+            self._write_processes()
+            raise error
+        self._on_event("service_died", **died)
         child.deaths.append(now)
         while child.deaths and child.deaths[0] < now - self._limits.window_seconds:
             child.deaths.popleft()

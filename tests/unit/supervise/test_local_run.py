@@ -56,6 +56,8 @@ while not (base / "finish").exists():
     time.sleep(0.02)
 put("report.json", {"steps": 2})
 put("status.json", {"state": "finished", "step": 2, "time": time.time()})
+if mode == "dies finished":
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -98,7 +100,7 @@ class Stage:
         self.run_dir = folder / "run"
         cli = (sys.executable, "-I", "-S", str(folder / "fake.py"))
         recipe = Recipe.model_validate({"up": {"drain_seconds": 5.0}})
-        plan = UpPlan(folder / "r.toml", recipe, ("run.steps=2",), self.run_dir, resume, cli)
+        plan = UpPlan(folder / "r.toml", recipe, ("run.steps=2",), self.run_dir, resume, cli=cli)
         self.local_run = LocalRun(plan, self.view, lambda _: self.server)
 
     def run(self, *hands: Callable[[], object]) -> Outcome:
@@ -169,6 +171,52 @@ def test_a_fatal_error_keeps_what_was_there_before(tmp_path: Path) -> None:
     with pytest.raises(DataEmpty):
         stage.run()
     assert (stage.run_dir / "notes.txt").read_text() == "mine"
+
+
+def finished_before(stage: Stage) -> str:
+    (stage.run_dir / "log").mkdir(parents=True)
+    (stage.run_dir / "log" / "run.wal").touch()
+    (stage.run_dir / "report.json").write_text('{"steps": 1}')
+    status = json.dumps({"state": "finished", "step": 1, "time": 1.0})
+    (stage.run_dir / "status.json").write_text(status)
+    return status
+
+
+def test_a_finished_run_is_gone_on_with_by_all_services(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, resume=True)
+    finished_before(stage)
+    assert stage.run(stage.all_up, stage.finish) == Outcome(finished=True)
+    trainer, *nodes = stage.calls()
+    assert trainer[-1] == "--resume"
+    assert sorted(node[0] for node in nodes) == ["rollout", "scorer"]
+    assert json.loads((stage.run_dir / "report.json").read_text()) == {"steps": 2}
+
+
+def test_a_finished_run_that_can_not_be_gone_on_with_stays_finished(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, mode="empty", resume=True)
+    status = finished_before(stage)
+    with pytest.raises(DataEmpty):
+        stage.run()
+    assert (stage.run_dir / "status.json").read_text() == status
+    assert (stage.run_dir / "report.json").exists()
+
+
+def test_a_trainer_killed_after_its_work_was_done_leaves_a_finished_run(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, mode="dies finished")
+    assert stage.run(stage.all_up, stage.finish) == Outcome(finished=True)
+    assert [call[0] for call in stage.calls()].count("trainer") == 1
+    assert ("service_died", "trainer") in stage.kinds()
+
+
+def test_an_ignored_hangup_stays_ignored(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        outcome = stage.run(stage.all_up, lambda: os.kill(os.getpid(), signal.SIGHUP), stage.finish)
+        assert outcome == Outcome(finished=True)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_sigterm_drains_the_trainer_and_ends_the_rest(tmp_path: Path) -> None:
