@@ -17,6 +17,7 @@ from tersely.config import Recipe
 from tersely.supervise.run_dir import RunDir
 from tersely.view import figures
 from tersely.view.follow import JsonlTail
+from tersely.view.long_work import LongWork
 from tersely.view.plain import line_for, one_line
 from tersely.view.status import read_status
 
@@ -42,6 +43,7 @@ class LiveView:
         self._recipe = recipe
         self._clock = clock
         self._tail = JsonlTail(run_dir.events, from_end=True)
+        self._work = LongWork(run_dir)
         self._lines: list[str] = []
         self._drawn = float("-inf")
         self._live = Live(console=console, auto_refresh=False, transient=False, vertical_overflow="crop")
@@ -60,10 +62,9 @@ class LiveView:
     def _draw(self) -> None:
         self._drawn = self._clock()
         self._live.start()  # not before there is something to draw; does nothing when it is started
-        for event in self._tail.read_new():
-            line = line_for(event, self._recipe.run.steps)
-            if line is not None:
-                self._lines = [*self._lines, one_line(line)][-SHOWN_EVENTS:]
+        of_events = (line_for(event, self._recipe.run.steps) for event in self._tail.read_new())
+        new = [*(line for line in of_events if line is not None), *self._work.read_new()]
+        self._lines = [*self._lines, *map(one_line, new)][-SHOWN_EVENTS:]
         self._live.update(picture(read_status(self._run_dir), self._recipe, self._lines), refresh=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TextIO
 
@@ -9,10 +10,14 @@ from tersely.supervise.run_dir import RunDir, read_json
 from tersely.supervise.supervisor import describe_exit
 from tersely.view import figures
 from tersely.view.follow import JsonlTail
+from tersely.view.long_work import LongWork
 
 
 class PlainView:
-    """Prints events as they come in; see `line_for`.
+    """Prints events as they come in, see `line_for`, and what the run turns to, see `phase_of`.
+
+    The trainer's start is held back until there is more to tell: where it ends at once with an error that the user can
+    mend, that error is all they see.
 
     Args:
         run_dir: The run.
@@ -25,31 +30,50 @@ class PlainView:
         self._out = out
         self._steps = steps
         self._tail = JsonlTail(run_dir.events, from_end=True)
-        self._phase = phase_of(read_json(run_dir.status) or {})  # of an earlier start, when it is a resumed run
+        self._work = LongWork(run_dir)
+        self._held: list[str] = []
+        self._phase: str | None = None
 
     def refresh(self) -> None:
         """Prints what is new."""
         for event in self._tail.read_new():
             line = line_for(event, self._steps)
-            if line is not None:
-                print(one_line(line), file=self._out, flush=True)
-        status = read_json(self._run_dir.status) or {}
-        phase = phase_of(status)
+            if line is None:
+                continue
+            if event.get("kind") == "service_started" and event.get("role") == "trainer":
+                self._held.append(line)
+            else:
+                self._print(line)
+        for line in self._work.read_new():
+            self._print(line)
+        phase = phase_of(read_json(self._run_dir.status) or {})
         if phase != self._phase and phase is not None:
-            print(one_line(phase), file=self._out, flush=True)
+            self._print(phase)
         self._phase = phase
 
     def close(self) -> None:
         """Prints the rest."""
         self.refresh()
 
+    def _print(self, line: str) -> None:
+        for text in (*self._held, line):
+            print(one_line(text), file=self._out, flush=True)
+        self._held = []
+
 
 def phase_of(status: Mapping[str, Any]) -> str | None:
-    """What the run is doing, in a word or two; None before it says so."""
-    state, evaluation = status.get("state"), status.get("evaluation") or {}
+    """What the run is doing, in a few words; None before it says so, and when it failed: its error says that.
+
+    An evaluation changes its words at each quarter of the held-out prompts.
+    """
+    state, evaluation, waiting = status.get("state"), status.get("evaluation") or {}, status.get("waiting_for")
+    if not state or state == "failed":
+        return None
     if state == "evaluating" and evaluation:
-        return f"evaluating: {evaluation.get('name')}, {evaluation.get('of')} held-out prompts"
-    return str(state) if state else None
+        done, of = int(evaluation.get("done") or 0), max(1, int(evaluation.get("of") or 1))
+        quarter = min(4 * done // of, 3)  # the last one is told by the result
+        return f"evaluating: {evaluation.get('name')} {math.ceil(of * quarter / 4)}/{of}"
+    return f"{state}: waits for {waiting}" if state == "starting" and waiting else str(state)
 
 
 def one_line(text: str) -> str:
@@ -67,6 +91,8 @@ def line_for(event: Mapping[str, Any], steps: int) -> str | None:
         parts = [f"{name}: {figures.evaluation(event[name])}" for name in ("greedy", "sampled") if event.get(name)]
         return "  ".join([head, *parts])
     if kind == "service_died":
+        if event.get("error"):
+            return None  # ends the run, and is then shown in full
         exit_code = event.get("exit_code")
         how = describe_exit(exit_code if isinstance(exit_code, int) else None)
         return f"{event.get('name', event.get('role'))} (pid {event.get('pid')}) died: {how}"
@@ -79,7 +105,7 @@ def line_for(event: Mapping[str, Any], steps: int) -> str | None:
     if kind == "run_resumed":
         return f"resumed (trainer incarnation {event.get('incarnation', '-')})"
     if kind == "group_quarantined":
-        return f"group {event.get('group_id')} quarantined: {event.get('message', event.get('error_kind', ''))}"
+        return f"group {event.get('group_id')} quarantined: {event.get('reason') or 'no reason given'}"
     return None
 
 

