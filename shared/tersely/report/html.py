@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from tersely.evaluation import WITHIN_TOKENS
 from tersely.queue.connect import without_password
 from tersely.report.charts import Point, line_chart
 from tersely.report.style import CSS
@@ -17,7 +18,6 @@ from tersely.telemetry.atomic import write_atomic
 from tersely.telemetry.events import read_events
 from tersely.view import figures
 
-WITHIN_TOKENS = 5
 _BOOKS = ("issued", "trained", "stale", "no_signal", "quarantined", "in_flight")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -50,12 +50,14 @@ def render_report(
         _books(report, events),
         _recipe(recipe or report.get("recipe") or {}),
     ]
-    title = escape(f"tersely: {target} tokens" if target else "tersely")
+    title = ": ".join(["tersely", *([f"{target} tokens"] if target else [])])
+    if report.get("run_id"):
+        title += f", run {report['run_id']}"
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>{title}</title><style>{CSS}</style></head><body>\n"
+        f"<title>{escape(title)}</title><style>{CSS}</style></head><body>\n"
         + "\n".join(filter(None, body))
         + "\n</body></html>\n"
     )

@@ -110,6 +110,11 @@ def test_the_page_says_what_was_learned() -> None:
     assert "50 held-out prompts" in text
 
 
+def test_the_title_names_target_and_run() -> None:
+    assert "<title>tersely: 32 tokens, run r-&lt;1&gt;</title>" in render_report({**make_report(), "run_id": "r-<1>"})
+    assert "<title>tersely</title>" in render_report({})
+
+
 def test_the_page_shows_no_password() -> None:
     page = render_report(make_report(), [], {"queue": {"url": "redis://me:hunter2@box:6379", "username": None}})
     assert "hunter2" not in page
