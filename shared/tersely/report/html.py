@@ -92,7 +92,8 @@ def _table(report: Mapping[str, Any]) -> str:
     for row in rows:
         first = " class='first'" if mode not in (None, row.mode) else ""
         mode = row.mode
-        values = (f"{row.figure}, {row.mode}", row.before, row.after, row.change)
+        change = row.change.replace("95 %", "95\u00a0%").replace(" to ", "\u00a0to\u00a0")  # breaks between them only
+        values = (f"{row.figure}, {row.mode}", row.before, row.after, change)
         cells.append(f"<tr{first}>{''.join(f'<td>{escape(value)}</td>' for value in values)}</tr>")
     head = "<tr><th>figure</th><th>before</th><th>after</th><th>change</th></tr>"
     return f"<h2>Held out</h2><p class='muted'>{note}</p><div class='wide'><table>{head}{''.join(cells)}</table></div>"
@@ -105,7 +106,7 @@ def _examples(examples: Sequence[Mapping[str, Any]], target: object) -> str:
     for example in examples:
         pair = "".join(
             f"<div class='card'><span class='muted'>{name} &middot; </span>"
-            f"{_length(example.get(f'{name}_tokens'), target)}<p>{_text(example.get(name))}</p></div>"
+            f"{_length(example.get(f'{name}_tokens'), target)}{_completion(example.get(name))}</div>"
             for name in ("before", "after")
         )
         parts.append(
@@ -115,6 +116,11 @@ def _examples(examples: Sequence[Mapping[str, Any]], target: object) -> str:
             f"<blockquote>{_text(example.get('document'))}</blockquote></details></section>"
         )
     return "".join(parts)
+
+
+def _completion(text: object) -> str:
+    shown = _text(text)
+    return f"<p>{shown}</p>" if shown.strip() else "<p class='muted'>(no text)</p>"
 
 
 def _length(tokens: object, target: object) -> str:

@@ -9,11 +9,13 @@ CSS = """
 body { margin: 0 auto; max-width: 1100px; padding: 24px 16px 64px; background: var(--page); color: var(--text);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 4px; } h2 { font-size: 1.15rem; margin: 40px 0 12px; }
-.muted, figcaption, th { color: var(--muted); font-weight: 400; } .muted { margin: 0 0 8px; }
+.muted, figcaption, th { color: var(--muted); font-weight: 400; } .muted { margin: 0 0 8px;
+  overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 10px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 th:first-child, td:first-child { text-align: left; }
-td:nth-child(2), td:nth-child(3) { white-space: nowrap; } .wide { overflow-x: auto; }
+td:nth-child(2), td:nth-child(3) { white-space: nowrap; } .wide { overflow-x: auto; margin-bottom: 12px; }
+@media (max-width: 480px) { table { font-size: 0.9rem; } th, td { padding: 6px 5px; } }
 tr.first td { border-top: 2px solid var(--line); }
 .grid, .pair { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr)); }
 figure, .card { margin: 0; padding: 12px 14px; background: var(--card); border: 1px solid var(--line);

@@ -106,7 +106,7 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
 def test_the_page_says_what_was_learned() -> None:
     text = outline(render_report(make_report())).text
     assert "28.0 \u2192 12.0 tokens, 57 % lower" in text
-    assert "+0.010 (95 % -0.012 to +0.030)" in text
+    assert "+0.010 (95 % -0.012 to +0.030)" in text.replace("\u00a0", " ")
     assert "50 held-out prompts" in text
 
 
@@ -119,6 +119,12 @@ def test_the_page_shows_no_password() -> None:
     page = render_report(make_report(), [], {"queue": {"url": "redis://me:hunter2@box:6379", "username": None}})
     assert "hunter2" not in page
     assert "redis://me@box:6379" in page
+
+
+def test_a_completion_without_text_is_told_from_a_missing_one() -> None:
+    report = make_report()
+    report["examples"][0]["before"] = " "
+    assert outline(render_report(report)).text.count("(no text)") == 1
 
 
 def test_an_empty_report_is_still_a_page() -> None:
