@@ -63,7 +63,8 @@ def up(
     if not outcome.finished:
         step = (read_json(folder.status) or {}).get("step")
         where = "" if step is None else f" at step {step} of {loaded.run.steps}"
-        again = ["tersely", "up", str(recipe), "--run-dir", str(path), "--resume"]
+        again = ["tersely", "up", str(recipe), "--run-dir", str(path)]
+        again += ["--resume"] if folder.holds_run() else []
         again += [word for item in items for word in ("--set", item)]
         how = signal.Signals(outcome.signal_number).name if outcome.signal_number else "its trainer was stopped"
         line = f"stopped ({how}){where}; go on with: {shlex.join(again)}"

@@ -173,11 +173,15 @@ def test_a_service_gets_its_command_line(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     seen: list[ServiceOptions] = []
 
+    def run_trainer(options: ServiceOptions) -> int:
+        seen.append(options)
+        return 7
+
     class Entry:
         name = "trainer"
 
         def load(self) -> object:
-            return lambda options: seen.append(options) or 7
+            return run_trainer
 
     monkeypatch.setattr(services, "entry_points", lambda group: [Entry()])
     args = ["trainer", "--recipe", "r.toml", "--run-dir", str(tmp_path), "--set", "a.b=1", "--set", "c.d=2", "--resume"]

@@ -22,6 +22,10 @@ class Trainer(run_pb2_grpc.RunServiceServicer):
         nodes = [{"role": "scorer", "host": platform.node()}, {"role": "rollout", "host": "elsewhere"}]
         return run_pb2.GetStatusResponse(status_json=json.dumps({"nodes": nodes}))
 
+    def Drain(self, request: run_pb2.DrainRequest, context: object) -> run_pb2.DrainResponse:  # noqa: N802
+        """Nobody asks for it here."""
+        return run_pb2.DrainResponse()
+
 
 @pytest.fixture
 def address() -> Iterator[str]:
