@@ -113,6 +113,7 @@ def test_an_error_that_no_restart_cures_is_raised_as_itself(fixture: Fixture) ->
         until(lambda: False, supervisor)
     assert (caught.value.message, caught.value.way_out) == ("No record.", "Add one.")
     assert "service_restarted" not in fixture.kinds()
+    assert fixture.events[-1][1]["error"] == "data_empty"
 
 
 def test_the_same_exit_code_without_an_error_file_is_a_death(fixture: Fixture) -> None:
