@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 
+from tersely.config.plugins import refuse_unknown_options
 from tersely.config.schema import RewardSection
-from tersely.errors import ConfigValue, RewardFailed, RewardUnknown, TerselyError
+from tersely.errors import RewardFailed, RewardUnknown, TerselyError
 from tersely.scorer.rewards.base import Reward, nearest
 
 ENTRY_POINT_GROUP = "tersely.rewards"
@@ -46,7 +46,8 @@ def build_reward(
 
     Raises:
         RewardUnknown: If no installed package provides it.
-        ConfigValue: For an unknown option (the way out names the nearest) or a value that the reward refuses.
+        ConfigUnknownKey: For an unknown option; the way out names the nearest.
+        ConfigValue: For a value that the reward refuses.
         RewardFailed: If it can't be imported or set up.
     """
     points = installed_rewards() if installed is None else installed
@@ -64,7 +65,8 @@ def build_reward(
             f"The reward {name} can't be loaded: {type(error).__name__}: {error}.", "Ask who wrote that reward."
         ) from error
     given = dict(options or {})
-    _refuse_unknown_options(name, cls, given)
+    if callable(cls):
+        refuse_unknown_options(name, cls, given)
     try:
         reward = cls(**given)
     except TerselyError:
@@ -96,15 +98,3 @@ def evaluation_rewards(trained: Iterable[Reward]) -> list[Reward]:
     rewards = [build_reward("rouge_l") if reward.name == "rouge_l" else reward for reward in trained]
     names = {reward.name for reward in rewards}
     return rewards + [build_reward(name) for name in EVALUATION_REWARDS if name not in names]
-
-
-def _refuse_unknown_options(name: str, cls: object, given: Mapping[str, object]) -> None:
-    if not callable(cls):
-        return
-    parameters = inspect.signature(cls).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return
-    known = [n for n, p in parameters.items() if p.kind is not inspect.Parameter.POSITIONAL_ONLY]
-    for option in given:
-        if option not in known:
-            raise ConfigValue(f"The reward {name} has no option {option!r}.", nearest(option, [*known, "weight"]))

@@ -16,8 +16,8 @@ class StepHealth:
     """Plain numbers of one step, all over the batch's trained tokens.
 
     Attributes:
-        loss: The loss that was differentiated. On fresh samples it is minus the token mean of the advantages, which says
-            nothing about progress: only its gradient matters.
+        loss: The loss that was differentiated. On fresh samples it is minus the token mean of the advantages, which
+            says nothing about progress: only its gradient matters.
         grad_norm: L2 norm of the gradient before it was scaled down.
         learning_rate: The rate of this step.
         entropy: Mean entropy of the learner's token distributions at the sampled positions, nats.

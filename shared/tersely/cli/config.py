@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -81,21 +80,12 @@ def check_plugins(recipe: Recipe) -> None:
 
 def _check_options(entry: EntryPoint, options: dict[str, object]) -> None:
     """Holds a reward's options against its constructor; what can't be imported here is left to the scorer."""
-    from tersely.config.nearest import nearest
-    from tersely.errors import ConfigUnknownKey
+    from tersely.config.plugins import refuse_unknown_options
 
     try:
         reward = entry.load()
     except ImportError:
         return
-    parameters = inspect.signature(reward).parameters.values()
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        known = [parameter.name for parameter in parameters if parameter.kind is not parameter.POSITIONAL_ONLY]
-        for option in options:
-            if option not in known:
-                raise ConfigUnknownKey(
-                    f"rewards.{entry.name}.{option}: the reward has no such option.",
-                    nearest(option, [*known, "weight"]),
-                )
+    refuse_unknown_options(entry.name, reward, options)
     if entry.dist is not None and entry.dist.name == "tersely":  # others may load a model when they are made
         reward(**options)

@@ -35,8 +35,9 @@ def run_service(role: str, options: ServiceOptions) -> int:
         PackageMissing: The service, or a package it needs, is not installed.
         TerselyError: Whatever the service raises.
     """
-    # Before torch is loaded: threads that spin while they wait starve whatever else the machine does, and each other.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Before torch is loaded: threads that spin long while they wait starve the rest of the machine, and each other.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     found = [entry for entry in entry_points(group=GROUP) if entry.name == role]
     way_out = f"Install it with: pip install 'tersely[{EXTRAS.get(role, role)}]'"
     if not found:

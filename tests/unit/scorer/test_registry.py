@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from tersely.config.schema import RewardSection
-from tersely.errors import ConfigValue, RewardFailed, RewardUnknown
+from tersely.errors import ConfigUnknownKey, ConfigValue, RewardFailed, RewardUnknown
 from tersely.scorer.registry import build_reward, build_rewards, evaluation_rewards, installed_rewards
 from tersely.scorer.rewards.base import Reward, RewardInput
 from tersely.scorer.rewards.rouge import RougeLReward
@@ -81,13 +81,13 @@ def test_an_unknown_reward_names_the_nearest() -> None:
 
 
 def test_an_unknown_option_names_the_nearest() -> None:
-    with pytest.raises(ConfigValue, match="'scal'") as caught:
+    with pytest.raises(ConfigUnknownKey, match=r"rewards\.length\.scal") as caught:
         build_reward("length", {"scal": "raw"})
     assert caught.value.way_out == "Did you mean scale?"
 
 
 def test_a_misspelt_weight_is_recognised() -> None:
-    with pytest.raises(ConfigValue) as caught:
+    with pytest.raises(ConfigUnknownKey) as caught:
         build_reward("length", {"wieght": 2.0})
     assert caught.value.way_out == "Did you mean weight?"
 
