@@ -221,7 +221,7 @@ def test_sigterm_amid_work_leaves_each_group_waiting_or_scored_and_none_leased(
     ("rewards", "code", "said"),
     [
         ({"rogue_l": {}}, 80, "Did you mean rouge_l?"),
-        ({"length": {"scal": "raw"}}, 13, "Did you mean scale?"),
+        ({"length": {"scal": "raw"}}, 12, "Did you mean scale?"),
     ],
     ids=["unknown reward", "unknown option"],
 )

@@ -12,6 +12,26 @@ from tersely.supervise.run_dir import RunDir, read_json, read_json_value
 
 STALE_SECONDS = 10.0
 ENDED = ("finished", "failed", "drained", "dead")
+NOT_YET: Mapping[str, Any] = {
+    "step": 0,
+    "steps": None,
+    "policy_version": -1,
+    "incarnation": None,
+    "waiting_for": "the trainer to start",
+    "groups": {
+        "issued": 0,
+        "trained": 0,
+        "stale": 0,
+        "no_signal": 0,
+        "quarantined": 0,
+        "in_flight": 0,
+        "duplicates": 0,
+    },
+    "queues": {},
+    "last_step": None,
+    "evaluation": None,
+}
+"""What a status says before the trainer has written its first: every key is always there."""
 SERVICE_ROLES = ("trainer", "rollout", "scorer", "judge")
 
 
@@ -37,6 +57,7 @@ def read_status(run_dir: RunDir) -> dict[str, Any]:
     started = run.get("started")
     return {
         "seconds": written - started if isinstance(written, float) and isinstance(started, float) else None,
+        **NOT_YET,
         **status,
         "run_id": status.get("run_id", run.get("run_id")),
         "run_dir": str(run_dir.path),

@@ -300,7 +300,7 @@ def test_batches_that_do_not_fit_are_refused(make_learner) -> None:
 def test_a_device_that_is_not_there_is_refused() -> None:
     missing = "mps" if not torch.backends.mps.is_available() else "cuda"
     with pytest.raises(ConfigValue, match=missing):
-        learner_module.choose_device(missing)
+        learner_module.choose_device(missing, "learner.device")
 
 
 @pytest.mark.parametrize(
