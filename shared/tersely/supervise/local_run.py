@@ -287,7 +287,10 @@ class LocalRun:
             self._signals.append(number)
             self._wake.set()
 
-        heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        # Under nohup a hang-up stays ignored. An ignored Ctrl-C is only how shells start background jobs: whoever sends
+        # one still means it.
+        nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heeded = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
         before = {number: signal.signal(number, note) for number in heeded}
         try:
             yield

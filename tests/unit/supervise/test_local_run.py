@@ -241,6 +241,16 @@ def test_sigterm_drains_the_trainer_and_ends_the_rest(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_ctrl_c_is_heeded_although_the_shell_started_us_in_the_background(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        stage = Stage(tmp_path)
+        outcome = stage.run(stage.all_up, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert outcome.exit_code == 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
     stage = Stage(tmp_path, mode="deaf")
     asked: list[float] = []
