@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 import torch
 
-from tersely.config.schema import LearnerSection
+from tersely.config.learner import LearnerSection
 from tersely.errors import ModelInvalid
 from tersely.grpo.advantages import Advantages, batch_advantages
 from tersely.grpo.loss import LossInputs, dapo_loss

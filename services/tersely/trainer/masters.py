@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tersely.config.schema import LearnerSection
+from tersely.config.learner import LearnerSection
 from tersely.errors import CheckpointInvalid
 
 MASTER = "master"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tersely.config.schema import LearnerSection
+from tersely.config.learner import LearnerSection
 
 
 def learning_rate(section: LearnerSection, step: int, total_steps: int) -> float:

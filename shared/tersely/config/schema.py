@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-
-class Section(BaseModel):
-    """A table of the recipe: frozen, and closed to keys it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+from tersely.config.learner import LearnerSection
+from tersely.config.section import Section
+from tersely.config.stages import StageSection, check_stages, stage_weights
 
 
 class RunSection(Section):
@@ -69,11 +67,29 @@ class LengthSection(Section):
     """The length to learn, in tokens of the policy's tokenizer."""
 
     target_tokens: int = Field(64, ge=1, description="Length asked for, stop token not counted.")
+    target_range: tuple[int, int] | None = Field(
+        None,
+        description="Least and most of a target per prompt, drawn evenly for each group and written into its prompt, so"
+        " that one model can be told its length; none: target_tokens for all.",
+    )
     max_completion_tokens: int | None = Field(
         None,
         ge=2,
         description="Most sampled tokens; none: max(2 x target, target + 32), which is also the least allowed.",
     )
+
+    @model_validator(mode="after")
+    def _range_is_a_range(self) -> Self:
+        if self.target_range is not None and not 1 <= self.target_range[0] <= self.target_range[1]:
+            raise ValueError(
+                f"length.target_range {list(self.target_range)} must be [least, most] with 1 <= least <= most"
+            )
+        return self
+
+    @property
+    def longest_target(self) -> int:
+        """The largest target that a prompt can state."""
+        return self.target_tokens if self.target_range is None else self.target_range[1]
 
 
 class SamplingSection(Section):
@@ -82,37 +98,6 @@ class SamplingSection(Section):
     temperature: float = Field(
         1.0, gt=0, le=4, description="Divides the logits, on the sampling and the learning side."
     )
-
-
-class LearnerSection(Section):
-    """The optimizer and the loss."""
-
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the learner runs.")
-    threads: int | None = Field(None, ge=1, description="CPU threads of the learner; none: all cores.")
-    learning_rate: float = Field(1e-6, gt=0, description="Peak learning rate of AdamW.")
-    warmup_steps: int = Field(0, ge=0, description="Steps of linear rise to the peak.")
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="Course after the warm-up.")
-    final_learning_rate_ratio: float = Field(
-        0.0, ge=0, le=1, description="Last learning rate over the peak (linear, cosine)."
-    )
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.99, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this L2 norm.")
-    clip_low: float = Field(0.2, gt=0, lt=1, description="Ratio is clipped below at 1 - clip_low.")
-    clip_high: float = Field(0.28, gt=0, description="Ratio is clipped above at 1 + clip_high.")
-    advantage_scale: Literal["std", "none"] = Field(
-        "std", description="Divide by the group's standard deviation, or not."
-    )
-    combine: Literal["auto", "normalize_then_sum", "sum_then_normalize"] = Field(
-        "auto", description="How several rewards become one advantage; auto: normalize_then_sum from two rewards on."
-    )
-    shared_prompt: bool = Field(True, description="Forward a group's prompt once.")
-    recompute: bool = Field(
-        False, description="Recompute activations in the backward pass: less memory, a third more time."
-    )
-    logit_chunk_tokens: int = Field(256, ge=1, description="Positions whose logits exist at once.")
 
 
 class RewardSection(Section):
@@ -191,6 +176,31 @@ class EvaluationSection(Section):
     prompts: int = Field(50, ge=0, description="Held-out prompts, the first of the split; 0: no evaluation.")
     samples: int = Field(1, ge=1, description="Sampled completions per prompt, beside the greedy one.")
     seed: int = Field(1234, ge=0, description="Sampling seed of the evaluation.")
+    every: int = Field(0, ge=0, description="Steps between evaluations during training; 0: only before and after.")
+    best_by: str = Field(
+        "greedy.within_5",
+        pattern=r"^(greedy|sampled)\.[a-z0-9_]+$",
+        description="Held-out figure by which the best checkpoint is chosen and kept; needs evaluation.every.",
+    )
+
+
+class AlarmsSection(Section):
+    """What the run does when its figures look wrong, and from when on they do."""
+
+    action: Literal["warn", "stop", "roll_back"] = Field(
+        "warn", description="Say it; or also drain the run; or also go back to the best checkpoint."
+    )
+    window_steps: int = Field(8, ge=2, description="Steps over which a figure must look wrong.")
+    at_limit_share: float = Field(0.3, gt=0, le=1, description="Share of completions cut off at the limit.")
+    length_spread_tokens: float = Field(1.0, ge=0, description="Standard deviation of lengths below which it is gone.")
+    entropy_floor: float = Field(0.1, ge=0, description="Nats per token below which the policy has collapsed.")
+    reward_correlation: float = Field(-0.5, ge=-1, le=0, description="Correlation below which two rewards fight.")
+    distinct_2_floor: float = Field(
+        0.3, ge=0, le=1, description="Share of different bigrams within a completion batch."
+    )
+    self_overlap: float = Field(0.6, gt=0, le=1, description="Overlap between completions of different prompts.")
+    zero_variance_share: float = Field(0.7, gt=0, le=1, description="Share of groups without signal.")
+    mismatch_nats: float = Field(0.1, gt=0, description="Mean |learner - behaviour logprob| at staleness 0.")
 
 
 class UpSection(Section):
@@ -220,12 +230,14 @@ class Recipe(Section):
     sampling: SamplingSection = SamplingSection()
     learner: LearnerSection = LearnerSection()
     rewards: Rewards = Field(default_factory=_default_rewards)
+    stages: tuple[StageSection, ...] = Field((), description="A curriculum: each stage has steps and reward weights.")
     queue: QueueSection = QueueSection()
     rpc: RpcSection = RpcSection()
     rollout: RolloutSection = RolloutSection()
     scorer: ScorerSection = ScorerSection()
     judge: JudgeSection = JudgeSection()
     evaluation: EvaluationSection = EvaluationSection()
+    alarms: AlarmsSection = AlarmsSection()
     up: UpSection = UpSection()
 
     @model_validator(mode="after")
@@ -234,22 +246,30 @@ class Recipe(Section):
         given = self.length.max_completion_tokens
         if given is not None and given < least:
             raise ValueError(
-                f"length.max_completion_tokens is {given}, but a target of {self.length.target_tokens} needs at least"
+                f"length.max_completion_tokens is {given}, but a target of {self.length.longest_target} needs at least"
                 f" {least}: a lower limit would cut completions off right where length is learned"
             )
-        if not any(reward.weight != 0 for reward in self.rewards.values()):
+        check_stages(self.stages, set(self.rewards), self.run.steps)
+        if not self.stages and not any(reward.weight != 0 for reward in self.rewards.values()):
             raise ValueError("rewards: at least one reward needs a weight other than 0")
         return self
 
     @property
     def least_completion_tokens(self) -> int:
         """Least allowed limit for the target: max(2 x target, target + 32) tokens."""
-        return max(2 * self.length.target_tokens, self.length.target_tokens + 32)
+        return max(2 * self.length.longest_target, self.length.longest_target + 32)
 
     @property
     def max_completion_tokens(self) -> int:
         """Most sampled ids per completion, stop token included."""
         return self.length.max_completion_tokens or self.least_completion_tokens
+
+    def reward_weights(self, step: int) -> dict[str, float]:
+        """Factor of every reward in the advantages of a step that counts from 1, in the order of `rewards`."""
+        if not self.stages:
+            return {name: reward.weight for name, reward in self.rewards.items()}
+        weights = stage_weights(self.stages, step)
+        return {name: weights.get(name, 0.0) for name in self.rewards}
 
     @property
     def synchronous(self) -> bool:

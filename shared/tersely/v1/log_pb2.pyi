@@ -61,6 +61,7 @@ class LogRecord(_message.Message):
     GROUP_DROPPED_FIELD_NUMBER: _builtins.int
     BATCH_FORMED_FIELD_NUMBER: _builtins.int
     VERSION_COMMITTED_FIELD_NUMBER: _builtins.int
+    ROLLED_BACK_FIELD_NUMBER: _builtins.int
     time: _builtins.float
     """Unix time, seconds."""
     @_builtins.property
@@ -83,6 +84,10 @@ class LogRecord(_message.Message):
     def version_committed(self) -> Global___VersionCommitted:
         """A batch was trained and made a version."""
 
+    @_builtins.property
+    def rolled_back(self) -> Global___RolledBack:
+        """The learner went back to an earlier state."""
+
     def __init__(
         self,
         *,
@@ -92,12 +97,13 @@ class LogRecord(_message.Message):
         group_dropped: Global___GroupDropped | None = ...,
         batch_formed: Global___BatchFormed | None = ...,
         version_committed: Global___VersionCommitted | None = ...,
+        rolled_back: Global___RolledBack | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_formed", b"batch_formed", "group_dropped", b"group_dropped", "group_issued", b"group_issued", "record", b"record", "trainer_started", b"trainer_started", "version_committed", b"version_committed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_formed", b"batch_formed", "group_dropped", b"group_dropped", "group_issued", b"group_issued", "record", b"record", "rolled_back", b"rolled_back", "trainer_started", b"trainer_started", "version_committed", b"version_committed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_formed", b"batch_formed", "group_dropped", b"group_dropped", "group_issued", b"group_issued", "record", b"record", "time", b"time", "trainer_started", b"trainer_started", "version_committed", b"version_committed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_formed", b"batch_formed", "group_dropped", b"group_dropped", "group_issued", b"group_issued", "record", b"record", "rolled_back", b"rolled_back", "time", b"time", "trainer_started", b"trainer_started", "version_committed", b"version_committed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["trainer_started", "group_issued", "group_dropped", "batch_formed", "version_committed"]  # noqa: Y015
+    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["trainer_started", "group_issued", "group_dropped", "batch_formed", "version_committed", "rolled_back"]  # noqa: Y015
     _WhichOneofArgType_record: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_record) -> _WhichOneofReturnType_record | None: ...
 
@@ -280,3 +286,39 @@ class VersionCommitted(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VersionCommitted: _TypeAlias = VersionCommitted  # noqa: Y015
+
+@_typing.final
+class RolledBack(_message.Message):
+    """The learner took over the state it had after an earlier step; the steps go on being counted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    TO_STEP_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Last step trained before it."""
+    to_step: _builtins.int
+    """Step whose state it went back to."""
+    reason: _builtins.str
+    """Why, for people."""
+    @_builtins.property
+    def weights(self) -> _common_pb2.WeightsLabel:
+        """Label of the weights from now on: a number never used before, with the hash of the earlier weights."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        to_step: _builtins.int = ...,
+        weights: _common_pb2.WeightsLabel | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["weights", b"weights"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "step", b"step", "to_step", b"to_step", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolledBack: _TypeAlias = RolledBack  # noqa: Y015

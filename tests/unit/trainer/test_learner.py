@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tersely.trainer.learner as learner_module
-from tersely.config.schema import LearnerSection
+from tersely.config.learner import LearnerSection
 from tersely.errors import CheckpointInvalid, ConfigValue, ModelInvalid
 from tersely.trainer.learner import Learner, TrainingGroup
 from tersely.trainer.masters import MasterWeights
