@@ -12,7 +12,7 @@ from collections.abc import Callable
 import structlog
 
 from tersely.config import Recipe
-from tersely.grpo.advantages import has_signal
+from tersely.grpo.group_advantages import has_signal
 from tersely.telemetry.events import EventLog
 from tersely.trainer.evaluation import EvaluationDesk
 from tersely.trainer.issuing import Issuer

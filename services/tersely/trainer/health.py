@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from tersely.grpo.advantages import Advantages
-from tersely.grpo.loss import LossOutputs
+from tersely.grpo.group_advantages import Advantages
+from tersely.grpo.inputs import LossOutputs
 from tersely.types import GroupId
 
 

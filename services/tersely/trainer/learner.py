@@ -13,8 +13,8 @@ import torch
 
 from tersely.config.learner import LearnerSection
 from tersely.errors import ModelInvalid
-from tersely.grpo.advantages import Advantages, batch_advantages
-from tersely.grpo.loss import LossInputs, dapo_loss
+from tersely.grpo import LossInputs, policy_loss
+from tersely.grpo.group_advantages import Advantages, batch_advantages
 from tersely.models.device import choose_device, set_threads
 from tersely.models.linear import use_fast_linears
 from tersely.models.load import load_policy
@@ -164,16 +164,16 @@ class Learner:
         prompt_P = torch.tensor(group.prompt_ids, dtype=torch.long, device=self._device)
         result = self._forward(self._model, prompt_P, completion_GC, lengths, self._settings)
         positions_C = torch.arange(completion_GC.shape[1], device=self._device)
-        outputs = dapo_loss(
+        outputs = policy_loss(
             LossInputs(
                 logprobs=result.logprobs,
                 behaviour_logprobs=self._pad([logprobs for _, logprobs, _ in kept], torch.float32),
                 mask=positions_C < torch.tensor(lengths, device=self._device)[:, None],
                 advantages=torch.tensor([advantage for *_, advantage in kept], device=self._device),
-            ),
-            clip_low=self._section.clip_low,
-            clip_high=self._section.clip_high,
-            token_count=token_count,
+                clip_low=self._section.clip_low,
+                clip_high=self._section.clip_high,
+                token_count=token_count,
+            )
         )
         sums.add(outputs, result.entropy, len(kept))
         sums.seconds["forward"] += time.perf_counter() - started

@@ -1,94 +1,90 @@
-"""The policy loss as a pure function of tensors.
+"""The policy loss: objective, correction and KL of each token, added up as the chosen loss says.
 
-Shape letters: G samples of a group (or of several), C positions of the longest completion, sampled stop token included.
+Shape letters: N samples of a batch or of a part of it, C positions of the longest completion, sampled stop included.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 
-MAX_LOG_RATIO = 20.0
-"""Log-ratios are held within +-20, so that one absurd token gives a large loss and not inf or NaN."""
+from tersely.grpo.correction import importance
+from tersely.grpo.inputs import LossInputs, LossOutputs, check
+from tersely.grpo.kl import k3
+from tersely.grpo.objectives import objective
+
+__all__ = ["LossInputs", "LossOutputs", "policy_loss"]
 
 
-@dataclass(frozen=True, slots=True)
-class LossInputs:
-    """What the loss of some samples depends on.
+def policy_loss(inputs: LossInputs) -> LossOutputs:
+    """Loss of a batch, or of a part of it, by the formulas below; minimising it improves the policy.
 
-    Attributes:
-        logprobs: [G, C] log-probability of each sampled token under the learner; carries the gradient.
-        behaviour_logprobs: [G, C] the same as recorded when the token was sampled.
-        mask: [G, C] bool, True on sampled tokens (made from lengths, never from ids).
-        advantages: [G] one number per sample.
-    """
+    Per token, with advantage A of its sample:
 
-    logprobs: torch.Tensor
-    behaviour_logprobs: torch.Tensor
-    mask: torch.Tensor
-    advantages: torch.Tensor
+        token loss = -w * objective(r, A) + kl_coefficient * k3
 
+    The ratio r and the weight w are set by the correction (see `importance`), the objective by the loss (see
+    `objective`): the clipped r A for `dapo`, `grpo` and `dr_grpo`, with the ratio of the whole sequence for `gspo`, and
+    the clipped and detached r times A times the logprob for `cispo`. How token losses are added up:
 
-@dataclass(frozen=True, slots=True)
-class LossOutputs:
-    """The loss and what health needs; the sums add up over the parts of a batch.
+    * `dapo` (arXiv 2503.14476, eq. 8), `cispo` (MiniMax-M1, arXiv 2506.13585, eq. 4): sum over all tokens of the batch
+      / token_count.
+    * `grpo` (arXiv 2402.03300, eq. 3), `gspo` (arXiv 2507.18071, eq. 5): mean over the tokens of each sample, then sum
+      over samples / sample_count.
+    * `dr_grpo` (arXiv 2503.20783): sum over all tokens / (sample_count * max_completion_tokens), so that neither the
+      length of a sample nor that of the batch matters.
 
-    Attributes:
-        loss: Scalar, this part's share of the batch's loss.
-        clipped_tokens: Scalar, tokens whose gradient the clip removed.
-        mismatch_sum: Scalar, sum over tokens of |learner - behaviour logprob|, nats.
-        tokens: Scalar, tokens under the mask.
-    """
-
-    loss: torch.Tensor
-    clipped_tokens: torch.Tensor
-    mismatch_sum: torch.Tensor
-    tokens: torch.Tensor
-
-
-def dapo_loss(inputs: LossInputs, *, clip_low: float, clip_high: float, token_count: int) -> LossOutputs:
-    """Clipped policy gradient, averaged over the tokens of the whole batch (DAPO, arXiv 2503.14476).
-
-    Per token -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(learner - recorded behaviour logprob); summed
-    here and divided by `token_count`, so parts of a batch add up to the loss of the batch in one piece.
+    The papers average over the groups of a batch, which are equally large; here all samples (or tokens) of the batch
+    count alike also where some were taken out. A sample without tokens adds 0, but counts unless `sample_count` leaves
+    it out.
 
     Args:
-        inputs: Tensors of some or all samples of the batch.
-        clip_low: How far the ratio may fall below 1.
-        clip_high: How far the ratio may rise above 1.
-        token_count: Tokens under the mask in the whole batch, over all its parts and ranks.
+        inputs: Tensors of some or all samples of the batch, and the settings.
+
+    Returns:
+        Scalars; `loss` carries the gradient to `inputs.logprobs`, which is exactly 0 outside the mask.
 
     Raises:
-        ValueError: if shapes disagree or the token count is not positive.
+        ValueError: if the inputs do not fit together.
     """
-    _check(inputs, token_count)
-    mask_GC = inputs.mask
-    difference_GC = torch.where(mask_GC, inputs.logprobs - inputs.behaviour_logprobs, 0.0)
-    ratio_GC = difference_GC.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    advantages_G1 = inputs.advantages[:, None].to(ratio_GC.dtype)
-    clipped_GC = ratio_GC.clamp(1 - clip_low, 1 + clip_high)
-    gain_GC = torch.minimum(ratio_GC * advantages_G1, clipped_GC * advantages_G1)
-    loss = -torch.where(mask_GC, gain_GC, 0.0).sum() / token_count
-
+    check(inputs)
+    mask_NC = inputs.mask
+    learner_NC = torch.where(mask_NC, inputs.logprobs, 0.0)
+    behaviour_NC = torch.where(mask_NC, inputs.behaviour_logprobs.detach().to(learner_NC.dtype), 0.0)
+    weights = importance(inputs, behaviour_NC)
+    gain = objective(inputs, learner_NC, weights.old)
+    token_loss_NC = -weights.weight * gain.gain
+    kl_NC = torch.zeros_like(learner_NC)
+    if inputs.kl_coefficient != 0:
+        assert inputs.reference_logprobs is not None
+        reference_NC = inputs.reference_logprobs.detach().to(learner_NC.dtype)
+        kl_NC = k3(learner_NC, torch.where(mask_NC, reference_NC, 0.0))
+        token_loss_NC = token_loss_NC + inputs.kl_coefficient * kl_NC
+    loss = _aggregate(inputs, torch.where(mask_NC, token_loss_NC, 0.0))
     with torch.no_grad():
-        too_high_GC = (ratio_GC > 1 + clip_high) & (advantages_G1 > 0)
-        too_low_GC = (ratio_GC < 1 - clip_low) & (advantages_G1 < 0)
         return LossOutputs(
             loss=loss,
-            clipped_tokens=((too_high_GC | too_low_GC) & mask_GC).sum(),
-            mismatch_sum=difference_GC.detach().abs().sum(),
-            tokens=mask_GC.sum(),
+            clipped_tokens=(gain.clipped & mask_NC).sum(),
+            mismatch_sum=(learner_NC - behaviour_NC).abs().sum(),
+            tokens=mask_NC.sum(),
+            kl_sum=kl_NC.detach().sum(),
+            correction_sum=torch.where(mask_NC, weights.weight, 0.0).sum(),
+            masked_tokens=(weights.masked & mask_NC).sum(),
         )
 
 
-def _check(inputs: LossInputs, token_count: int) -> None:
-    shape = inputs.logprobs.shape
-    if inputs.behaviour_logprobs.shape != shape or inputs.mask.shape != shape:
-        raise ValueError(f"logprobs {tuple(shape)}, behaviour and mask must have one shape")
-    if inputs.advantages.shape != shape[:1]:
-        raise ValueError(f"advantages need shape {tuple(shape[:1])}, not {tuple(inputs.advantages.shape)}")
-    if inputs.mask.dtype != torch.bool:
-        raise ValueError(f"the mask must be bool, not {inputs.mask.dtype}")
-    if token_count < 1:
-        raise ValueError("a batch without tokens has no loss")
+def _aggregate(inputs: LossInputs, token_loss_NC: torch.Tensor) -> torch.Tensor:
+    """Token losses, 0 outside the mask, to the batch's loss."""
+    samples = inputs.sample_count or max(1, token_loss_NC.shape[0])
+    match inputs.loss:
+        case "dapo" | "cispo":
+            return token_loss_NC.sum() / (inputs.token_count or inputs.mask.sum().clamp(min=1))
+        case "grpo" | "gspo":
+            lengths_N = inputs.mask.sum(dim=1).clamp(min=1)
+            return (token_loss_NC.sum(dim=1) / lengths_N).sum() / samples
+        case "dr_grpo":
+            longest = inputs.max_completion_tokens or max(1, token_loss_NC.shape[1])
+            return token_loss_NC.sum() / (samples * longest)
+        case _:
+            assert_never(inputs.loss)

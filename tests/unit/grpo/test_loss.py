@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from tersely.grpo.loss import LossInputs, dapo_loss
+from tersely.grpo import LossInputs, policy_loss
 
 
 def make_inputs(seed: int = 0) -> LossInputs:
@@ -45,7 +46,7 @@ def slow_loss(inputs: LossInputs, low: float, high: float, count: int) -> tuple[
 @pytest.mark.parametrize("seed", range(3))
 def test_loss_and_gradient_equal_a_loop_over_tokens(seed: int) -> None:
     inputs = make_inputs(seed)
-    outputs = dapo_loss(inputs, clip_low=0.2, clip_high=0.28, token_count=40)
+    outputs = policy_loss(replace(inputs, token_count=40))
     outputs.loss.backward()
     loss, gradient, clipped = slow_loss(inputs, 0.2, 0.28, 40)
     assert outputs.loss.item() == pytest.approx(loss, rel=1e-12)
@@ -55,53 +56,43 @@ def test_loss_and_gradient_equal_a_loop_over_tokens(seed: int) -> None:
 
 
 def test_parts_of_a_batch_add_up_to_the_batch() -> None:
-    whole = make_inputs()
-    loss = dapo_loss(whole, clip_low=0.2, clip_high=0.28, token_count=22).loss
+    whole = replace(make_inputs(), token_count=22)
     parts = [
-        LossInputs(whole.logprobs[p], whole.behaviour_logprobs[p], whole.mask[p], whole.advantages[p])
+        LossInputs(whole.logprobs[p], whole.behaviour_logprobs[p], whole.mask[p], whole.advantages[p], token_count=22)
         for p in (slice(0, 2), slice(2, 5))
     ]
-    pieces = sum(dapo_loss(part, clip_low=0.2, clip_high=0.28, token_count=22).loss for part in parts)
-    torch.testing.assert_close(loss, pieces, rtol=1e-12, atol=0)
-
-
-def test_what_stands_outside_the_mask_changes_nothing() -> None:
-    inputs = make_inputs()
-    filled = torch.where(inputs.mask, inputs.logprobs.detach(), float("nan")).requires_grad_()
-    outputs = dapo_loss(
-        LossInputs(filled, inputs.behaviour_logprobs, inputs.mask, inputs.advantages),
-        clip_low=0.2,
-        clip_high=0.28,
-        token_count=22,
-    )
-    outputs.loss.backward()
-    want = dapo_loss(inputs, clip_low=0.2, clip_high=0.28, token_count=22)
-    torch.testing.assert_close(outputs.loss, want.loss)
-    torch.testing.assert_close(outputs.mismatch_sum, want.mismatch_sum)
-    assert torch.isfinite(filled.grad).all()
+    pieces = sum(policy_loss(part).loss for part in parts)
+    torch.testing.assert_close(policy_loss(whole).loss, pieces, rtol=1e-12, atol=0)
 
 
 def test_one_absurd_token_gives_a_finite_loss_and_gradient() -> None:
     logprobs = torch.tensor([[0.0, -1.0]], requires_grad=True)
-    inputs = LossInputs(
-        logprobs, torch.tensor([[-500.0, -1.0]]), torch.ones(1, 2, dtype=torch.bool), torch.tensor([-1.0])
-    )
-    loss = dapo_loss(inputs, clip_low=0.2, clip_high=0.28, token_count=2).loss
+    behaviour, mask = torch.tensor([[-500.0, -1.0]]), torch.ones(1, 2, dtype=torch.bool)
+    loss = policy_loss(LossInputs(logprobs, behaviour, mask, torch.tensor([-1.0]))).loss
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(logprobs.grad).all()
 
 
-@pytest.mark.parametrize("broken", ["shape", "advantages", "mask", "count"])
-def test_inputs_that_do_not_fit_are_refused(broken: str) -> None:
+def broken_inputs() -> dict[str, LossInputs]:
     good = make_inputs()
-    mask = good.mask.long() if broken == "mask" else good.mask
-    behaviour = good.behaviour_logprobs[:, :3] if broken == "shape" else good.behaviour_logprobs
-    advantages = good.advantages[:2] if broken == "advantages" else good.advantages
-    with pytest.raises(ValueError, match=r"shape|bool|tokens"):
-        dapo_loss(
-            LossInputs(good.logprobs, behaviour, mask, advantages),
-            clip_low=0.2,
-            clip_high=0.28,
-            token_count=0 if broken == "count" else 22,
-        )
+    nan = torch.full_like(good.advantages, float("nan"))
+    return {
+        "behaviour shape": replace(good, behaviour_logprobs=good.behaviour_logprobs[:, :3]),
+        "start shape": replace(good, start_logprobs=good.behaviour_logprobs[:2]),
+        "one dimension": replace(good, logprobs=good.logprobs[0]),
+        "advantages shape": replace(good, advantages=good.advantages[:2]),
+        "mask dtype": replace(good, mask=good.mask.long()),
+        "advantage NaN": replace(good, advantages=nan),
+        "no start": replace(good, correction="tis"),
+        "no reference": replace(good, kl_coefficient=0.1),
+        "no tokens": replace(good, token_count=0),
+        "no samples": replace(good, loss="grpo", sample_count=0),
+        "no limit": replace(good, loss="dr_grpo", max_completion_tokens=0),
+    }
+
+
+@pytest.mark.parametrize("broken", list(broken_inputs()))
+def test_inputs_that_do_not_fit_are_refused(broken: str) -> None:
+    with pytest.raises(ValueError, match=r"shape|bool|tokens|finite|needs|positive"):
+        policy_loss(broken_inputs()[broken])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from tersely.grpo.loss import LossInputs, dapo_loss
+from tersely.grpo import LossInputs, policy_loss
 from tersely.trainer.forward import (
     Forward,
     ForwardSettings,
@@ -54,8 +54,8 @@ def run(
     if mask is None:
         mask = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
     advantages = torch.randn(shape[0], generator=generator, dtype=torch.float64)
-    inputs = LossInputs(result.logprobs, behaviour.to(result.logprobs.dtype), mask, advantages)
-    loss = dapo_loss(inputs, clip_low=0.2, clip_high=0.28, token_count=sum(lengths)).loss
+    behaviour = behaviour.to(result.logprobs.dtype)
+    loss = policy_loss(LossInputs(result.logprobs, behaviour, mask, advantages, token_count=sum(lengths))).loss
     loss.backward()
     return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()]).clone()
 
@@ -164,8 +164,9 @@ def test_another_prompt_gives_another_loss(recompute: bool) -> None:
         logprobs = completion_logprobs_shared(
             model, ids, completion, LENGTHS, replace(SETTINGS, recompute=recompute)
         ).logprobs
-        inputs = LossInputs(logprobs, behaviour, mask, torch.linspace(-1, 1, len(LENGTHS)))
-        losses.append(dapo_loss(inputs, clip_low=0.2, clip_high=0.28, token_count=sum(LENGTHS)).loss.item())
+        advantages = torch.linspace(-1, 1, len(LENGTHS))
+        inputs = LossInputs(logprobs, behaviour, mask, advantages, token_count=sum(LENGTHS))
+        losses.append(policy_loss(inputs).loss.item())
     assert abs(losses[0] - losses[1]) > 1e-3
 
 

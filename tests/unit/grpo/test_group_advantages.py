@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tersely.grpo.advantages import batch_advantages, has_signal
+from tersely.grpo.group_advantages import batch_advantages, has_signal
 
 ONE = {"length": 1.0}
 
