@@ -190,17 +190,38 @@ class AlarmsSection(Section):
     action: Literal["warn", "stop", "roll_back"] = Field(
         "warn", description="Say it; or also drain the run; or also go back to the best checkpoint."
     )
-    window_steps: int = Field(8, ge=2, description="Steps over which a figure must look wrong.")
-    at_limit_share: float = Field(0.3, gt=0, le=1, description="Share of completions cut off at the limit.")
-    length_spread_tokens: float = Field(1.0, ge=0, description="Standard deviation of lengths below which it is gone.")
-    entropy_floor: float = Field(0.1, ge=0, description="Nats per token below which the policy has collapsed.")
-    reward_correlation: float = Field(-0.5, ge=-1, le=0, description="Correlation below which two rewards fight.")
-    distinct_2_floor: float = Field(
-        0.3, ge=0, le=1, description="Share of different bigrams within a completion batch."
+    window_steps: int = Field(8, ge=2, description="Steps over which a figure must look wrong, on average.")
+    at_limit_share: float = Field(
+        0.5, gt=0, le=1, description="Share of completions cut off at the limit that is too high when it does not fall."
     )
-    self_overlap: float = Field(0.6, gt=0, le=1, description="Overlap between completions of different prompts.")
+    length_spread_tokens: float = Field(
+        1.0, ge=0, description="Standard deviation of lengths within a group below which their spread is gone."
+    )
+    length_lost_factor: float = Field(
+        1.5, gt=1, description="Length error over the lowest of the run so far from which on lengths are being lost."
+    )
+    entropy_floor: float = Field(0.1, ge=0, description="Nats per token below which the policy has collapsed.")
+    entropy_fall: float = Field(
+        0.2, ge=0, lt=1, description="Entropy over that of the first steps below which the policy has collapsed."
+    )
+    reward_correlation: float = Field(
+        -0.5, ge=-1, le=0, description="Correlation of two rewards within groups below which they fight."
+    )
+    distinct_2_floor: float = Field(
+        0.3, ge=0, le=1, description="Share of different word pairs in a batch below which it is a template."
+    )
+    self_overlap: float = Field(
+        0.4, gt=0, le=1, description="Word pairs that completions share with one of another prompt; above: a template."
+    )
+    opening_share: float = Field(
+        0.9, gt=0, le=1, description="Share of completions with the same first four words; above: a template."
+    )
     zero_variance_share: float = Field(0.7, gt=0, le=1, description="Share of groups without signal.")
-    mismatch_nats: float = Field(0.1, gt=0, description="Mean |learner - behaviour logprob| at staleness 0.")
+    stale_share: float = Field(0.3, gt=0, le=1, description="Share of groups too old to train on.")
+    mismatch_nats: float = Field(0.05, gt=0, description="Mean |learner - behaviour logprob| at staleness 0.")
+    grad_norm_factor: float = Field(
+        10.0, gt=1, description="Gradient norm over the median of the window for two steps in a row: a jump."
+    )
 
 
 class UpSection(Section):
