@@ -1,0 +1,68 @@
+"""Parameters, gradients, masters and moments in shards, by FSDP2 (`torch.distributed.fsdp.fully_shard`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from tersely.trainer.distributed.sync import SyncPoint
+
+
+class Shards:
+    """Between steps every rank holds its part of everything; while gradients are computed, the whole weights.
+
+    The head reads the output embedding outside of any module's forward pass, and ranks run unequal numbers of passes, so
+    the weights are gathered once per optimizer step instead of once per layer and pass.
+
+    Args:
+        model: On its device. Its parameters become DTensors.
+        group: The ranks.
+    """
+
+    def __init__(self, model: torch.nn.Module, group: dist.ProcessGroup) -> None:
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                dist.broadcast(tensor, src=0, group=group)
+        device = next(model.parameters()).device
+        mesh = DeviceMesh.from_group(group, device.type)
+        for block in _blocks(model):
+            fully_shard(block, mesh=mesh, reshard_after_forward=False)
+        self._synced = fully_shard(SyncPoint(model), mesh=mesh, reshard_after_forward=False)
+        self._modules = [module for module in self._synced.modules() if isinstance(module, FSDPModule)]
+        for module in self._modules:
+            # The loss is normalised by counts over all ranks, so its gradients add up instead of being averaged.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        with self.gradients():
+            pass
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    @contextmanager
+    def gradients(self) -> Iterator[None]:
+        """The weights are whole inside; on leaving, gradients are summed over the ranks and everything is sharded."""
+        self._synced.set_requires_gradient_sync(False)
+        self._synced.set_reshard_after_backward(False)
+        for module in self._modules:
+            module.unshard()
+        yield
+        self._synced.set_requires_gradient_sync(True)
+        self._synced.set_reshard_after_backward(True)
+        self._synced().backward()
+        for module in self._modules:
+            module.reshard()
+
+
+def _blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The repeated layers of a Hugging Face decoder."""
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    if not lists:
+        return []
+    return list(max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters())))
