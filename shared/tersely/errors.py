@@ -35,7 +35,9 @@
     |  |- CheckpointInvalid           63  checkpoint_invalid
     |  |- LogCorrupt                  64  log_corrupt
     |  |- TrainerSuperseded           65  trainer_superseded
-    |  `- NoSignal                    66  no_signal
+    |  |- NoSignal                    66  no_signal
+    |  |- DiskFull                    67  disk_full
+    |  `- ReplayDiffers               68  replay_differs
     |- ServiceError
     |  |- ServiceFailed               70  service_failed
     |  |- PackageMissing              71  package_missing
@@ -278,6 +280,18 @@ class NoSignal(RunError):
     """Step after step no group had two different rewards: nothing can be learned."""
 
     kind, exit_code = "no_signal", 66
+
+
+class DiskFull(RunError):
+    """The disk of the run directory has no room for the log, a checkpoint or another file of the run."""
+
+    kind, exit_code = "disk_full", 67
+
+
+class ReplayDiffers(RunError):
+    """Training again from a run's log gave other weights than the run had."""
+
+    kind, exit_code = "replay_differs", 68
 
 
 class ServiceError(TerselyError):

@@ -2,7 +2,8 @@
 
 Layout of a record: ``<u32 length><u32 crc32 of the payload><payload>``, little-endian; the payload is a `LogRecord`.
 A record torn by a crash can only be the last one: it is cut off when the log is opened. Damage anywhere before is
-`LogCorrupt`, because what follows could not be trusted.
+`LogCorrupt`, because what follows could not be trusted. A record that seems to reach past the end is torn only if no
+whole record stands behind it: else its length was damaged.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
 import structlog
 
 from tersely.errors import LogCorrupt
+from tersely.telemetry.disk import disk_errors
+from tersely.testing.faultpoints import reach
 from tersely.v1 import log_pb2
 
 _HEADER = struct.Struct("<II")
@@ -31,18 +34,21 @@ class WriteAheadLog:
 
     Args:
         path: The log file; created with its folder when it is not there.
+        guard: Called before each record is written and at `check`; raises where this process may no longer write.
 
     Raises:
         LogCorrupt: when a record other than the last is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, guard: Callable[[], None] | None = None) -> None:
         self.path = path
+        self._guard = guard
         path.parent.mkdir(parents=True, exist_ok=True)
         self._intact_bytes, torn = _scan(path)
         if torn:
             log.warning("torn last record of the write-ahead log cut off", path=str(path), torn_bytes=torn)
-        self._file = path.open("ab")
+        # Unbuffered: what a failed write has left in a buffer would be written after all, at the next one.
+        self._file = path.open("ab", buffering=0)
         self._file.truncate(self._intact_bytes)
 
     def __enter__(self) -> WriteAheadLog:
@@ -53,39 +59,72 @@ class WriteAheadLog:
     ) -> None:
         self.close()
 
+    def check(self) -> None:
+        """Raises what the guard raises."""
+        if self._guard is not None:
+            self._guard()
+
     def append(self, record: log_pb2.LogRecord, *, sync: bool) -> None:
         """Writes a record, stamped with the time; with `sync` it is on the disk when this returns.
 
         Without `sync` it survives a crash of the process, not of the machine.
+
+        Raises:
+            DiskFull: The log is as it was before.
         """
+        self.check()
         record.time = time.time()
         payload = record.SerializeToString()
-        self._file.write(_HEADER.pack(len(payload), zlib.crc32(payload)) + payload)
-        self._file.flush()
+        data = _HEADER.pack(len(payload), zlib.crc32(payload)) + payload
         if sync:
-            os.fsync(self._file.fileno())
+            reach("before_log_write")
+            reach("inside_log_write", before=lambda: self._file.write(data[: len(data) // 2]))
+        try:
+            with disk_errors(f"the write-ahead log {self.path}"):
+                self._write(data)
+                if sync:
+                    os.fsync(self._file.fileno())
+        except BaseException:
+            self._file.truncate(self._intact_bytes)
+            raise
+        self._intact_bytes += len(data)
+        if sync:
+            reach("after_log_write")
 
     def records(self) -> Iterator[log_pb2.LogRecord]:
         """All intact records, oldest first."""
-        for payload in _payloads(self.path, limit=None):
-            yield log_pb2.LogRecord.FromString(payload)
+        return read_records(self.path)
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+    def _write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._file.write(rest) or 0 :]
+
+
+def read_records(path: Path) -> Iterator[log_pb2.LogRecord]:
+    """All intact records of a log, oldest first, without touching it: another process may be writing to it.
+
+    Raises:
+        LogCorrupt: when a record other than the last is damaged.
+    """
+    for payload in _payloads(path):
+        yield log_pb2.LogRecord.FromString(payload)
 
 
 def _scan(path: Path) -> tuple[int, int]:
     """(Bytes of intact records, bytes of a torn last one)."""
     if not path.exists():
         return 0, 0
+    intact = sum(_HEADER.size + len(payload) for payload in _payloads(path))
+    return intact, path.stat().st_size - intact
+
+
+def _payloads(path: Path) -> Iterator[bytes]:
     size = path.stat().st_size
-    intact = sum(_HEADER.size + len(payload) for payload in _payloads(path, limit=size))
-    return intact, size - intact
-
-
-def _payloads(path: Path, limit: int | None) -> Iterator[bytes]:
-    size = path.stat().st_size if limit is None else limit
     with path.open("rb") as file:
         offset = 0
         while offset < size:
@@ -94,25 +133,28 @@ def _payloads(path: Path, limit: int | None) -> Iterator[bytes]:
                 return
             length, checksum = _HEADER.unpack(header)
             end = offset + _HEADER.size + length
-            if length > _MAX_RECORD_BYTES or end > size:
-                _torn_or_corrupt(path, offset, length, end, size)
+            # No record is empty: zeros are what some file systems leave where data was lost.
+            framed = 0 < length <= _MAX_RECORD_BYTES and end <= size
+            payload = file.read(length) if framed else b""
+            if not framed or zlib.crc32(payload) != checksum:
+                if _whole_record_in(path, offset + 1, size):
+                    raise LogCorrupt(
+                        f"The write-ahead log {path} is damaged at byte {offset}, before its last record.",
+                        "Restore the file from a backup, or start a new run from the last checkpoint's weights.",
+                    )
                 return
-            payload = file.read(length)
-            if zlib.crc32(payload) != checksum:
-                if end == size:
-                    return
-                raise LogCorrupt(
-                    f"The write-ahead log {path} is damaged at byte {offset}, before its last record.",
-                    "Restore the file from a backup, or start a new run from the last checkpoint's weights.",
-                )
             yield payload
             offset = end
 
 
-def _torn_or_corrupt(path: Path, offset: int, length: int, end: int, size: int) -> None:
-    if length > _MAX_RECORD_BYTES:
-        raise LogCorrupt(
-            f"The write-ahead log {path} is damaged at byte {offset}: a record of {length} bytes can't be.",
-            "Restore the file from a backup, or start a new run from the last checkpoint's weights.",
-        )
-    log.debug("record reaches past the end of the log", offset=offset, record_end=end, log_bytes=size)
+def _whole_record_in(path: Path, start: int, size: int) -> bool:
+    """Whether an intact record begins at any byte from `start` on."""
+    with path.open("rb") as file:
+        file.seek(start)
+        rest = memoryview(file.read(size - start))
+    for offset in range(len(rest) - _HEADER.size):
+        length, checksum = _HEADER.unpack_from(rest, offset)
+        begin = offset + _HEADER.size
+        if 0 < length <= len(rest) - begin and zlib.crc32(rest[begin : begin + length]) == checksum:
+            return True
+    return False

@@ -1,9 +1,10 @@
+import errno
 from pathlib import Path
 
 import pytest
 
-from tersely.errors import LogCorrupt
-from tersely.trainer.wal import WriteAheadLog
+from tersely.errors import DiskFull, LogCorrupt, TrainerSuperseded
+from tersely.trainer.wal import WriteAheadLog, read_records
 from tersely.v1 import log_pb2
 
 
@@ -32,34 +33,98 @@ def test_records_come_back_in_order_and_stamped(tmp_path: Path) -> None:
         assert all(record.time > 1.7e9 for record in wal.records())
 
 
-def test_a_record_torn_at_any_byte_is_cut_off_and_the_log_goes_on(tmp_path: Path) -> None:
+def test_a_log_cut_at_any_byte_keeps_its_whole_records_and_goes_on(tmp_path: Path) -> None:
     whole = tmp_path / "whole.wal"
-    write(whole, 3)
-    two = tmp_path / "two.wal"
-    write(two, 2)
-    data, intact = whole.read_bytes(), two.stat().st_size
-    for cut in range(intact + 1, len(data)):
+    ends = [0]
+    with WriteAheadLog(whole) as wal:
+        for number in range(4):
+            wal.append(issued(number), sync=False)
+            ends.append(whole.stat().st_size)
+    data = whole.read_bytes()
+    for cut in range(len(data) + 1):
         path = tmp_path / "torn.wal"
         path.write_bytes(data[:cut])
+        kept = sum(end <= cut for end in ends[1:])
+        assert [r.group_issued.issue_number for r in read_records(path)] == list(range(kept)), f"cut at byte {cut}"
+        assert path.stat().st_size == cut, "reading must not change the file"
         with WriteAheadLog(path) as wal:
             wal.append(issued(7), sync=True)
-        assert numbers(path) == [0, 1, 7], f"cut at byte {cut}"
+        assert numbers(path) == [*range(kept), 7], f"cut at byte {cut}"
 
 
-def test_a_wrong_byte_in_the_last_record_costs_only_that_record(tmp_path: Path) -> None:
+@pytest.mark.parametrize("zeros", [1, 7, 8, 9, 16, 100])
+def test_zeros_at_the_end_are_no_records(tmp_path: Path, zeros: int) -> None:
     path = tmp_path / "run.wal"
-    write(path, 3)
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 0xFF
-    path.write_bytes(data)
+    write(path, 2)
+    path.write_bytes(path.read_bytes() + bytes(zeros))
+    with WriteAheadLog(path) as wal:
+        wal.append(issued(2), sync=True)
+    assert numbers(path) == [0, 1, 2]
+
+
+def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:
+    """In the last record it looks like a torn one and costs that record; before, also in a length, it is refused."""
+    path = tmp_path / "run.wal"
+    with WriteAheadLog(path) as wal:
+        for number in range(3):
+            if number == 2:
+                last = path.stat().st_size
+            wal.append(issued(number), sync=False)
+    data = path.read_bytes()
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        if bit // 8 >= last:
+            assert [r.group_issued.issue_number for r in read_records(path)] == [0, 1], f"bit {bit}"
+        else:
+            with pytest.raises(LogCorrupt, match="damaged at byte"):
+                numbers(path)
+            assert path.read_bytes() == flipped, "a refused log must stay as it is"
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_record_that_does_not_fit_on_the_disk_leaves_the_log_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool
+) -> None:
+    path = tmp_path / "run.wal"
+    with WriteAheadLog(path) as wal:
+        wal.append(issued(0), sync=True)
+        file = wal._file
+        room = [11, None]
+
+        class Full:
+            def write(self, data: memoryview) -> int:
+                left = room.pop(0)
+                if left is None:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                return file.write(data[:left]) or 0
+
+            def __getattr__(self, name: str) -> object:
+                return getattr(file, name)
+
+        monkeypatch.setattr(wal, "_file", Full())
+        with pytest.raises(DiskFull, match="run.wal"):
+            wal.append(issued(1), sync=sync)
+        monkeypatch.setattr(wal, "_file", file)
+        assert numbers(path) == [0]
+        wal.append(issued(1), sync=True)
     assert numbers(path) == [0, 1]
 
 
-def test_a_wrong_byte_before_the_last_record_is_refused(tmp_path: Path) -> None:
+def test_nothing_is_written_once_the_guard_says_no(tmp_path: Path) -> None:
     path = tmp_path / "run.wal"
-    write(path, 3)
-    data = bytearray(path.read_bytes())
-    data[12] ^= 0xFF
-    path.write_bytes(data)
-    with pytest.raises(LogCorrupt, match="byte 0"):
-        numbers(path)
+    allowed = [True]
+
+    def guard() -> None:
+        if not allowed[0]:
+            raise TrainerSuperseded("A newer one is at work.")
+
+    with WriteAheadLog(path, guard) as wal:
+        wal.append(issued(0), sync=True)
+        allowed[0] = False
+        with pytest.raises(TrainerSuperseded):
+            wal.append(issued(1), sync=False)
+        with pytest.raises(TrainerSuperseded):
+            wal.check()
+    assert numbers(path) == [0]
