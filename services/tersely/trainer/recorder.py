@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -34,11 +35,15 @@ class Recorder:
         self._status = status
         self._trained: set[str] = set()
         self._finished: set[int] = set()
+        self._fallen: Counter[str] = Counter()  # groups that fell out since the last step, by outcome
         for event in read_events(events.path):
             if event["kind"] == "group_trained":
                 self._trained.add(event["group_id"])
             elif event["kind"] == "step_finished":
                 self._finished.add(event["step"])
+                self._fallen.clear()
+            elif event["kind"] in ("group_no_signal", "group_stale"):
+                self._fallen[event["kind"].removeprefix("group_")] += 1
 
     def trained(
         self,
@@ -66,6 +71,7 @@ class Recorder:
         """
         if step in self._finished:
             return
+        with_rewards = self._fallen["no_signal"] + len(groups)
         lags = [sampled_at - oldest_version(group) for group in groups]
         for group in groups:
             prompt = group.group.prompt
@@ -88,11 +94,14 @@ class Recorder:
             **{key: value for key, value in asdict(health).items() if key not in _NOT_FIGURES},
             "staleness": sum(lags) / len(lags),
             "dropped_groups": dropped,
+            "zero_variance": self._fallen["no_signal"] / with_rewards,
+            "stale_share": self._fallen["stale"] / (self._fallen["stale"] + with_rewards),
             "groups": len(groups),
             "seconds": {**seconds, **health.seconds},
             "step_seconds": sum(seconds.values()),
             "replayed": replayed,
         }
+        self._fallen.clear()
         self._events.write("step_finished", **figures)
         self._status.update(step=step, policy_version=made.policy_version, last_step=figures)
 
@@ -104,5 +113,6 @@ class Recorder:
             outcome: Why, as in the ledger.
             step: Step that was being collected for.
         """
+        self._fallen[outcome] += 1
         for row in sample_rows(group, step=step, outcome=outcome, advantages=None):
             self._samples.write(**row)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tersely.evaluation import WITHIN_TOKENS
 from tersely.trainer.learner import TrainingGroup
+from tersely.trainer.reward_figures import deviation, reward_correlation, reward_parts
+from tersely.trainer.text_figures import text_figures
 from tersely.types import GroupId, PolicyVersion
 from tersely.v1 import common_pb2, group_pb2
 
@@ -87,26 +89,32 @@ def sample_rows(
 
 
 def batch_figures(batch: Sequence[group_pb2.ScoredGroup]) -> dict[str, Any]:
-    """Figures of a batch that need no model: rewards, lengths, how completions ended."""
+    """Figures of a batch that need no model: rewards, lengths, how completions ended, what they say."""
     pairs = [
         (group.group.prompt.target_tokens, completion) for group in batch for completion in group.group.completions
     ]
     lengths = [length_tokens(completion) for _, completion in pairs]
     count = len(pairs)
+    columns = [reward_columns(group) for group in batch]
+    parts = reward_parts(columns)
+    spreads = [deviation([length_tokens(completion) for completion in group.group.completions]) for group in batch]
     return {
-        "rewards": _mean_rewards([reward_columns(group) for group in batch]),
+        "rewards": {name: part["mean"] for name, part in parts.items()},
+        "reward_parts": parts,
+        "reward_correlation": reward_correlation(columns),
         "mean_tokens": sum(lengths) / count,
         "mean_abs_length_error": sum(abs(n - target) for n, (target, _) in zip(lengths, pairs, strict=True)) / count,
         "within_5": sum(is_within(completion, target) for target, completion in pairs) / count,
+        "length_std": sum(spreads) / len(spreads),
         "truncated": sum(not stopped(completion) for _, completion in pairs) / count,
         "length_histogram": sorted(Counter(lengths).items()),
         "completions": count,
+        **text_figures(_texts_by_prompt(batch)),
     }
 
 
-def _mean_rewards(columns: Sequence[Mapping[str, tuple[float | None, ...]]]) -> dict[str, float | None]:
-    means: dict[str, float | None] = {}
-    for name in columns[0]:
-        values = [value for column in columns for value in column[name] if value is not None]
-        means[name] = sum(values) / len(values) if values else None
-    return means
+def _texts_by_prompt(batch: Sequence[group_pb2.ScoredGroup]) -> list[list[str]]:
+    texts: dict[str, list[str]] = {}
+    for group in batch:
+        texts.setdefault(group.group.prompt.prompt_id, []).extend(c.text for c in group.group.completions)
+    return list(texts.values())

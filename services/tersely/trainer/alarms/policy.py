@@ -8,9 +8,7 @@ from statistics import median
 from tersely.config import Recipe
 from tersely.trainer.alarms.alarm import Sign, back_above, back_below, is_above, is_below
 from tersely.trainer.alarms.history import Figures, History, mean_of, number
-
-PAIR = "~"
-"""Stands between the two names of a pair of rewards in the figure `reward_correlation`."""
+from tersely.trainer.reward_figures import PAIR
 
 
 def entropy_collapse(history: History, recipe: Recipe) -> list[Sign]:
