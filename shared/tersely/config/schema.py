@@ -202,7 +202,7 @@ class AlarmsSection(Section):
     )
     entropy_floor: float = Field(0.1, ge=0, description="Nats per token below which the policy has collapsed.")
     entropy_fall: float = Field(
-        0.2, ge=0, lt=1, description="Entropy over that of the first steps below which the policy has collapsed."
+        0.15, ge=0, lt=1, description="Entropy over that of the first steps below which the policy has collapsed."
     )
     reward_correlation: float = Field(
         -0.5, ge=-1, le=0, description="Correlation of two rewards within groups below which they fight."
@@ -211,7 +211,7 @@ class AlarmsSection(Section):
         0.3, ge=0, le=1, description="Share of different word pairs in a batch below which it is a template."
     )
     self_overlap: float = Field(
-        0.4, gt=0, le=1, description="Word pairs that completions share with one of another prompt; above: a template."
+        0.3, gt=0, le=1, description="Word pairs that completions share with one of another prompt; above: a template."
     )
     opening_share: float = Field(
         0.9, gt=0, le=1, description="Share of completions with the same first four words; above: a template."
