@@ -45,7 +45,7 @@ def completions(recipe: Recipe, folder: Path, args: argparse.Namespace) -> list[
     """One row per completion of a policy, without the figures that need other texts."""
     tokenizer = PolicyTokenizer.from_folder(folder)
     target = recipe.length.target_tokens
-    records = load_records(recipe.data, args.split, target)[: args.prompts]
+    records = load_records(recipe.data, args.split)[: args.prompts]
     prompts = prepare_prompts(records, tokenizer, recipe.data, target)
     groups = []
     for index, prompt in enumerate(prompts):

@@ -10,29 +10,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tersely.data.prompts import PreparedPrompt
+from tersely.config import Recipe
+from tersely.data.prompts import PreparedPrompt, PromptBook
+from tersely.data.records import Record
+from tersely.data.targets import draw_target
 from tersely.evaluation.paired import paired_difference
+from tersely.models.tokenizer import PolicyTokenizer
 from tersely.trainer.issuing import Issuer
 from tersely.trainer.ring import Arrival, Ring
-from tersely.trainer.samples import is_within, length_tokens, reward_columns, stopped
+from tersely.trainer.samples import is_within, sample_rows
 from tersely.types import WeightsLabel
 from tersely.v1 import group_pb2
 
 MODES = ("greedy", "sampled")
 
 
+def held_out_prompts(records: Sequence[Record], tokenizer: PolicyTokenizer, recipe: Recipe) -> list[PreparedPrompt]:
+    """The first `evaluation.prompts` records, each with a target that no evaluation of the run changes.
+
+    Where `length.target_range` is given, a prompt's target is drawn from it by evaluation seed and place.
+    """
+    book = PromptBook(records[: recipe.evaluation.prompts], tokenizer, recipe.data)
+    targets = (
+        draw_target(recipe.length.targets, recipe.evaluation.seed, index, book.prompt_id(index))
+        for index in range(len(book))
+    )
+    return [book.prompt(index, target) for index, target in enumerate(targets)]
+
+
 class Evaluation:
     """One pass over the held-out prompts.
 
     Args:
-        name: "before" or "after".
+        name: "before", "after", or during training that of the step, e.g. "step-000020".
         label: The weights that generate.
         prompts: Held-out prompts.
+        step: Steps trained so far.
     """
 
-    def __init__(self, name: str, label: WeightsLabel, prompts: Sequence[PreparedPrompt]) -> None:
+    def __init__(self, name: str, label: WeightsLabel, prompts: Sequence[PreparedPrompt], step: int = 0) -> None:
         self.name = name
         self.label = label
+        self.step = step
         self._prompts = prompts
         self._rows: dict[str, list[dict[str, Any]]] = {}
         self._failed: set[str] = set()
@@ -76,12 +95,15 @@ class Evaluation:
         self._missing = lost
 
     def take(self, scored: group_pb2.ScoredGroup) -> bool:
-        """Books a group; False when it is not one of this evaluation, or a second copy."""
+        """Books a group; False when it is not one of this evaluation, was sampled by other weights, or comes again."""
         prompt = scored.group.prompt
         if not prompt.group_id.startswith(f"eval-{self.name}-") or prompt.group_id in self._rows:
             return False
+        spans = [span for completion in scored.group.completions for span in completion.version_spans]
+        if any(WeightsLabel.from_proto(span.weights) != self.label for span in spans):
+            return False
         self._failed.discard(prompt.group_id)
-        self._rows[prompt.group_id] = _rows(scored)
+        self._rows[prompt.group_id] = _rows(scored, self.name, self.step)
         return True
 
     def give_up_on(self, group_id: str) -> None:
@@ -95,6 +117,7 @@ class Evaluation:
         ordered = sorted((row for rows in self._rows.values() for row in rows), key=lambda row: place[row["prompt_id"]])
         return {
             "name": self.name,
+            "step": self.step,
             "policy_version": self.label.policy_version,
             "weights_sha256": self.label.weights_sha256,
             "failed_prompts": len(self._failed),
@@ -123,26 +146,29 @@ class EvaluationDesk:
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over completions of one mode: tokens, absolute length error, share within +-5, share stopped, ROUGE-L."""
+    """Means over completions of one mode: tokens, absolute length error, share within +-5, share stopped, rewards.
+
+    Lengths are held against each prompt's own target. What can't be computed is None.
+    """
     if not rows:
-        return {
-            "mean_tokens": None,
-            "mean_abs_length_error": None,
-            "within_5": None,
-            "stopped": None,
-            "rouge_l": None,
-            "n": 0,
-        }
-    rouge = [row["rouge_l"] for row in rows if row["rouge_l"] is not None]
+        empty = dict.fromkeys(("mean_tokens", "mean_abs_length_error", "within_5", "stopped", "rouge_l"))
+        return {**empty, "rewards": {}, "n": 0}
     count = len(rows)
+    rewards = {name: _mean([row["rewards"][name] for row in rows]) for name in rows[0]["rewards"]}
     return {
         "mean_tokens": sum(row["tokens"] for row in rows) / count,
         "mean_abs_length_error": sum(row["abs_length_error"] for row in rows) / count,
         "within_5": sum(row["within_5"] for row in rows) / count,
         "stopped": sum(row["stopped"] for row in rows) / count,
-        "rouge_l": sum(rouge) / len(rouge) if rouge else None,
+        "rouge_l": rewards.get("rouge_l"),
+        "rewards": rewards,
         "n": len({row["prompt_id"] for row in rows}),
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def paired(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -182,23 +208,19 @@ def _by_prompt(rows: Sequence[dict[str, Any]], mode: str, figure: str) -> dict[s
     return {prompt_id: sum(found) / len(found) for prompt_id, found in values.items()}
 
 
-def _rows(scored: group_pb2.ScoredGroup) -> list[dict[str, Any]]:
-    prompt, columns = scored.group.prompt, reward_columns(scored)
+def _rows(scored: group_pb2.ScoredGroup, name: str, step: int) -> list[dict[str, Any]]:
+    """Rows as samples.jsonl has them, with what is measured on held-out prompts."""
+    prompt = scored.group.prompt
     rows = []
-    for index, completion in enumerate(scored.group.completions):
-        tokens = length_tokens(completion)
+    for index, row in enumerate(sample_rows(scored, step=step, outcome="evaluation", advantages=None)):
         rows.append(
             {
-                "prompt_id": prompt.prompt_id,
+                **row,
+                "evaluation": name,
                 "mode": "greedy" if index < prompt.sampling.greedy_samples else "sampled",
-                "tokens": tokens,
-                "abs_length_error": abs(tokens - prompt.target_tokens),
-                "within_5": is_within(completion, prompt.target_tokens),
-                "stopped": stopped(completion),
-                "rouge_l": columns["rouge_l"][index] if "rouge_l" in columns else None,
-                "text": completion.text,
-                "document": prompt.document,
-                "reference": prompt.reference,
+                "abs_length_error": abs(row["tokens"] - prompt.target_tokens),
+                "within_5": is_within(scored.group.completions[index], prompt.target_tokens),
+                "rouge_l": row["rewards"].get("rouge_l"),
             }
         )
     return rows

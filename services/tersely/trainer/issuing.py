@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tersely.config import Recipe
 from tersely.data.order import prompt_index
-from tersely.data.prompts import PreparedPrompt
+from tersely.data.prompts import PreparedPrompt, PromptSource
+from tersely.data.targets import draw_target
 from tersely.grpo.seeds import group_id, group_seed
 from tersely.trainer.ledger import Issue
 from tersely.trainer.ring import EVALUATION_PREFIX
@@ -23,24 +23,25 @@ class Issuer:
         run_id: The run.
         incarnation: Of the trainer that sends.
         recipe: Settings.
-        prompts: Training prompts, in file order.
+        prompts: Training prompts, in file order; each issue draws the length it asks for.
         stop_token_ids: Ids that end a completion.
     """
 
     run_id: RunId
     incarnation: int
     recipe: Recipe
-    prompts: Sequence[PreparedPrompt]
+    prompts: PromptSource
     stop_token_ids: tuple[int, ...]
 
     def issue(self, number: IssueNumber) -> Issue:
         """Which prompt has this number, and the id of its group."""
-        prompt = self._prompt(number)
-        return Issue(group_id(self.run_id, number, prompt.prompt_id), number, prompt.prompt_id)
+        prompt_id = self.prompts.prompt_id(self._index(number))
+        return Issue(group_id(self.run_id, number, prompt_id), number, prompt_id)
 
     def training_group(self, issue: Issue, required: WeightsLabel | None) -> group_pb2.PromptGroup:
         """The message for an issue; `required` names the weights in a synchronous run."""
-        prompt = self._prompt(issue.issue_number)
+        target = draw_target(self.recipe.length.targets, self.recipe.run.seed, issue.issue_number, issue.prompt_id)
+        prompt = self.prompts.prompt(self._index(issue.issue_number), target)
         group = self._group(prompt, self.recipe.run.group_size, required)
         group.group_id = issue.group_id
         group.issue_number = issue.issue_number
@@ -63,8 +64,8 @@ class Issuer:
         group.sampling.seed = group_seed(evaluation.seed, index, prompt.prompt_id)
         return group
 
-    def _prompt(self, number: IssueNumber) -> PreparedPrompt:
-        return self.prompts[prompt_index(self.recipe.run.seed, number, len(self.prompts))]
+    def _index(self, number: IssueNumber) -> int:
+        return prompt_index(self.recipe.run.seed, number, len(self.prompts))
 
     def _group(self, prompt: PreparedPrompt, size: int, required: WeightsLabel | None) -> group_pb2.PromptGroup:
         group = group_pb2.PromptGroup(

@@ -9,7 +9,7 @@ import psutil
 import structlog
 
 from tersely.config import load_recipe
-from tersely.data.prompts import prepare_prompts
+from tersely.data.prompts import PromptBook
 from tersely.data.records import load_records
 from tersely.errors import ConfigValue, TerselyError
 from tersely.models.locate import locate_model
@@ -18,6 +18,7 @@ from tersely.node.drain import DrainSignal
 from tersely.node.options import ServiceOptions
 from tersely.queue.connect import connect, password_from, without_password
 from tersely.telemetry.logging import configure_logging
+from tersely.trainer.evaluation import held_out_prompts
 from tersely.trainer.run_directory import RunDirectory
 from tersely.trainer.session import Inputs, run_session
 
@@ -61,13 +62,12 @@ def _read_inputs(options: ServiceOptions) -> Inputs:
     # From here on the recipe is shown, logged and sent to nodes.
     queue = recipe.queue.model_copy(update={"url": without_password(redis_url)})
     recipe = recipe.model_copy(update={"queue": queue})
-    target = recipe.length.target_tokens
-    train = load_records(recipe.data, recipe.data.train_split, target)
-    held_out = load_records(recipe.data, recipe.data.eval_split, target) if recipe.evaluation.prompts else []
+    train = load_records(recipe.data, recipe.data.train_split)
+    held_out = load_records(recipe.data, recipe.data.eval_split) if recipe.evaluation.prompts else []
     folder = locate_model(recipe.model.name, recipe.model.revision)
     tokenizer = PolicyTokenizer.from_folder(folder)
-    prompts = prepare_prompts(train[: recipe.data.max_records], tokenizer, recipe.data, target)
-    eval_prompts = prepare_prompts(held_out[: recipe.evaluation.prompts], tokenizer, recipe.data, target)
-    cut = sum(1 for prompt in prompts if prompt.document_tokens_cut)
-    log.info("data ready", prompts=len(prompts), held_out=len(eval_prompts), documents_cut=cut)
+    prompts = PromptBook(train, tokenizer, recipe.data)
+    eval_prompts = held_out_prompts(held_out, tokenizer, recipe)
+    prompts.prompt(0, recipe.length.longest_target)  # a chat template that refuses them should do so now
+    log.info("data ready", prompts=len(prompts), held_out=len(eval_prompts), documents_cut=prompts.documents_cut)
     return Inputs(recipe, redis_url, client, folder, tokenizer, prompts, eval_prompts, psutil.Process().create_time())

@@ -16,7 +16,7 @@ import redis
 import structlog
 
 from tersely.config import Recipe
-from tersely.data.prompts import PreparedPrompt
+from tersely.data.prompts import PreparedPrompt, PromptSource
 from tersely.errors import CheckpointInvalid
 from tersely.models.tokenizer import PolicyTokenizer
 from tersely.node.drain import DrainSignal
@@ -62,7 +62,7 @@ class Inputs:
     client: redis.Redis
     model_folder: Path
     tokenizer: PolicyTokenizer
-    train_prompts: Sequence[PreparedPrompt]
+    train_prompts: PromptSource
     eval_prompts: Sequence[PreparedPrompt]
     process_started: float
 

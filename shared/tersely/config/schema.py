@@ -7,9 +7,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from tersely.config.figures import HeldOutFigure, held_out_figures
 from tersely.config.learner import LearnerSection
 from tersely.config.section import Section
-from tersely.config.stages import StageSection, check_stages, stage_weights
+from tersely.config.stages import StageSection, check_stages, stage_at, stage_weights
 
 
 class RunSection(Section):
@@ -87,9 +88,14 @@ class LengthSection(Section):
         return self
 
     @property
+    def targets(self) -> tuple[int, int]:
+        """Least and most of the targets that prompts state; equal where there is one for all."""
+        return (self.target_tokens, self.target_tokens) if self.target_range is None else self.target_range
+
+    @property
     def longest_target(self) -> int:
         """The largest target that a prompt can state."""
-        return self.target_tokens if self.target_range is None else self.target_range[1]
+        return self.targets[1]
 
 
 class SamplingSection(Section):
@@ -176,11 +182,15 @@ class EvaluationSection(Section):
     prompts: int = Field(50, ge=0, description="Held-out prompts, the first of the split; 0: no evaluation.")
     samples: int = Field(1, ge=1, description="Sampled completions per prompt, beside the greedy one.")
     seed: int = Field(1234, ge=0, description="Sampling seed of the evaluation.")
-    every: int = Field(0, ge=0, description="Steps between evaluations during training; 0: only before and after.")
+    every: int = Field(
+        0,
+        ge=0,
+        description="Steps between evaluations during training, which waits for them; 0: only before and after.",
+    )
     best_by: str = Field(
         "greedy.within_5",
-        pattern=r"^(greedy|sampled)\.[a-z0-9_]+$",
-        description="Held-out figure by which the best checkpoint is chosen and kept; needs evaluation.every.",
+        description="Held-out figure by which the best checkpoint is chosen and kept, with evaluation.every: greedy or"
+        " sampled, a dot, and within_5, stopped, mean_abs_length_error or the name of a reward.",
     )
 
 
@@ -271,9 +281,31 @@ class Recipe(Section):
                 f" {least}: a lower limit would cut completions off right where length is learned"
             )
         check_stages(self.stages, set(self.rewards), self.run.steps)
+        self._check_evaluation()
         if not self.stages and not any(reward.weight != 0 for reward in self.rewards.values()):
             raise ValueError("rewards: at least one reward needs a weight other than 0")
         return self
+
+    def _check_evaluation(self) -> None:
+        known = self._held_out_figures()
+        if self.evaluation.best_by not in known:
+            raise ValueError(
+                f"evaluation.best_by {self.evaluation.best_by!r} is no held-out figure of this recipe; known are"
+                f" {', '.join(known)}"
+            )
+        if self.evaluation.every and not self.evaluation.prompts:
+            raise ValueError(
+                f"evaluation.every is {self.evaluation.every}, but evaluation.prompts is 0: there is nothing to"
+                " evaluate on; set evaluation.prompts, or evaluation.every = 0"
+            )
+
+    def _held_out_figures(self) -> dict[str, HeldOutFigure]:
+        return held_out_figures({name: reward.weight for name, reward in self.rewards.items()}, self.stages)
+
+    @property
+    def best_figure(self) -> HeldOutFigure:
+        """The figure that `evaluation.best_by` names."""
+        return self._held_out_figures()[self.evaluation.best_by]
 
     @property
     def least_completion_tokens(self) -> int:
@@ -291,6 +323,10 @@ class Recipe(Section):
             return {name: reward.weight for name, reward in self.rewards.items()}
         weights = stage_weights(self.stages, step)
         return {name: weights.get(name, 0.0) for name in self.rewards}
+
+    def stage_name(self, step: int) -> str | None:
+        """Name of the stage that a step, which counts from 1, belongs to; None in a run without stages."""
+        return stage_at(self.stages, step)[0].name if self.stages else None
 
     @property
     def synchronous(self) -> bool:

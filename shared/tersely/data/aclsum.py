@@ -18,7 +18,8 @@ WHEEL = PinnedWheel(
 SPLITS = ("train", "val", "test")
 ASPECTS = ("challenge", "approach", "outcome")
 LONG_TARGET_TOKENS = 48
-"""From this target on, the reference is all three summaries joined (~66 words); below it is the outcome (~22 words)."""
+"""From this target on, the reference is all three summaries joined (~66 words); below it is the outcome (~22 words).
+Where a recipe gives a range of targets, each prompt has the reference that fits its own."""
 
 
 def aclsum_folder(cache_dir: Path | None = None) -> Path:
@@ -32,8 +33,8 @@ def aclsum_folder(cache_dir: Path | None = None) -> Path:
     return build_once(folder, lambda part: extract_wheel(WHEEL, names, part, folder))
 
 
-def load_aclsum(split: str, target_tokens: int, cache_dir: Path | None = None) -> list[Record]:
-    """Abstracts as documents; the reference depends on the length asked for.
+def load_aclsum(split: str, cache_dir: Path | None = None) -> list[Record]:
+    """Abstracts as documents; which reference serves depends on the length asked for (`Record.reference`).
 
     Raises:
         DataMissing: ACLSum has no such split.
@@ -46,14 +47,10 @@ def load_aclsum(split: str, target_tokens: int, cache_dir: Path | None = None) -
     if not path.is_file():
         raise DataMissing(f"The cached data set lacks {path}.", f"Delete {path.parent}; it is fetched again.")
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [
-        parse_line(line, f"{path}:{number}", target_tokens)
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
+    return [parse_line(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
 
 
-def parse_line(line: str, where: str, target_tokens: int) -> Record:
+def parse_line(line: str, where: str) -> Record:
     """One line of the data set as a record.
 
     Raises:
@@ -65,9 +62,8 @@ def parse_line(line: str, where: str, target_tokens: int) -> Record:
         if isinstance(sentences, str):
             sentences = ast.literal_eval(sentences)
         document = " ".join(detokenize(sentence) for sentence in sentences["abstract"])
-        aspects = ASPECTS if target_tokens >= LONG_TARGET_TOKENS else ASPECTS[-1:]
-        summary = " ".join(row["summary"][aspect].strip() for aspect in aspects)
-        return Record(str(row["id"]), document, summary)
+        summaries = [row["summary"][aspect].strip() for aspect in ASPECTS]
+        return Record(str(row["id"]), document, " ".join(summaries), summaries[-1], LONG_TARGET_TOKENS)
     except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
         raise DataRecord(
             f"{where}: not a record of ACLSum ({type(error).__name__}: {error}).",

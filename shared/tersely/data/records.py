@@ -20,21 +20,28 @@ class Record:
         id: Unique in its split.
         document: Source text, never blank.
         summary: Reference summary; empty when there is none.
+        short_summary: A shorter one, for targets below `short_below` tokens.
+        short_below: See there; 0: `summary` serves every target.
     """
 
     id: str
     document: str
     summary: str
+    short_summary: str = ""
+    short_below: int = 0
+
+    def reference(self, target_tokens: int) -> str:
+        """The reference that fits a length."""
+        return self.short_summary if target_tokens < self.short_below else self.summary
 
 
-def load_records(data: DataSection, split: str, target_tokens: int) -> list[Record]:
+def load_records(data: DataSection, split: str) -> list[Record]:
     """All records of a split, in the order of the source; `data.max_records` limits the training split.
 
     Args:
         data: Source and names of the fields.
         split: E.g. `train`. A source that is one file serves the training split; another split is then read from
             `{split}.jsonl` beside it.
-        target_tokens: Length to learn; `aclsum` has references of different lengths and gives the one that fits.
 
     Raises:
         DataMissing: No such file, split or data set.
@@ -44,7 +51,7 @@ def load_records(data: DataSection, split: str, target_tokens: int) -> list[Reco
         HubUnreachable: The hub data set is not cached and the hub can't be reached.
         PackageMissing: A hub data set without the package `datasets`.
     """
-    records = _read(data, split, target_tokens)
+    records = _read(data, split)
     if not records:
         raise DataEmpty(
             f"The split {split!r} of {data.source} holds no record.",
@@ -53,11 +60,11 @@ def load_records(data: DataSection, split: str, target_tokens: int) -> list[Reco
     return records[: data.max_records] if split == data.train_split else records
 
 
-def _read(data: DataSection, split: str, target_tokens: int) -> list[Record]:
+def _read(data: DataSection, split: str) -> list[Record]:
     if data.source == "aclsum":
         from tersely.data.aclsum import load_aclsum
 
-        return load_aclsum(split, target_tokens)
+        return load_aclsum(split)
     from tersely.data.jsonl import read_jsonl
 
     path = Path(data.source).expanduser()
