@@ -140,12 +140,15 @@ class TrainerStarted(_message.Message):
     INITIAL_WEIGHTS_FIELD_NUMBER: _builtins.int
     RECIPE_SHA256_FIELD_NUMBER: _builtins.int
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_STEP_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Run."""
     incarnation: _builtins.int
     """Grows by one with each start."""
     recipe_sha256: _builtins.str
     """SHA-256, hex, of the settings that fix the course of training; a resume with others is refused."""
+    checkpoint_step: _builtins.int
+    """Step whose state it takes over from a checkpoint, 0 without one; what was trained after it, it trains again."""
     @_builtins.property
     def initial_weights(self) -> _common_pb2.WeightsLabel:
         """Label of the initial weights (version 0)."""
@@ -162,12 +165,15 @@ class TrainerStarted(_message.Message):
         initial_weights: _common_pb2.WeightsLabel | None = ...,
         recipe_sha256: _builtins.str = ...,
         environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        checkpoint_step: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["initial_weights", b"initial_weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_step", b"_checkpoint_step", "checkpoint_step", b"checkpoint_step", "initial_weights", b"initial_weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["environment", b"environment", "incarnation", b"incarnation", "initial_weights", b"initial_weights", "recipe_sha256", b"recipe_sha256", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_step", b"_checkpoint_step", "checkpoint_step", b"checkpoint_step", "environment", b"environment", "incarnation", b"incarnation", "initial_weights", b"initial_weights", "recipe_sha256", b"recipe_sha256", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__checkpoint_step: _TypeAlias = _typing.Literal["checkpoint_step"]  # noqa: Y015
+    _WhichOneofArgType__checkpoint_step: _TypeAlias = _typing.Literal["_checkpoint_step", b"_checkpoint_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_step) -> _WhichOneofReturnType__checkpoint_step | None: ...
 
 Global___TrainerStarted: _TypeAlias = TrainerStarted  # noqa: Y015
 
