@@ -5,10 +5,11 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
+PEER_STAMP := .venv-trl/.setup-stamp
 EXTRAS := trainer,rollout-torch,scorer,hub,dev
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
-CODE := services shared scripts tests $(wildcard bench)
+CODE := services shared scripts tests $(wildcard bench/*.py)
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,9 +35,13 @@ test: setup ## Run every test (no network; needs redis-server for one half of th
 faults: setup ## Run only the tests that kill and stop processes
 	@HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
-bench: setup ## Run the benchmarks in bench/, one after the other
-	@for file in bench/*.py; do [ -e "$$file" ] || { echo "no benchmarks in bench/ yet"; break; }; \
-		echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+bench: setup $(PEER_STAMP) ## Time our learner and whole step beside TRL, in turns (BENCH_ARGS=--quick leaves TRL out)
+	@$(BIN)/tersely bench learner $(BENCH_ARGS)
+
+$(PEER_STAMP): bench/trl/requirements.txt constraints.txt | $(STAMP)
+	@[ -x .venv-trl/bin/python ] || $(BIN)/python -m venv .venv-trl
+	@.venv-trl/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r bench/trl/requirements.txt
+	@touch $@
 
 check: lint types imports ## Formatting, lint, types, import rules, stub freshness, house rules, links
 	@$(BIN)/python scripts/stubs.py --check
