@@ -62,8 +62,8 @@ def commonest_opening(texts: Sequence[Sequence[str]]) -> tuple[str, float]:
     )
     if not openings:
         return "", 0.0
-    words, count = min(openings.items(), key=lambda item: (-item[1], item[0]))
-    return " ".join(words), count / sum(len(group) for group in texts)
+    opening, count = min(openings.items(), key=lambda item: (-item[1], item[0]))
+    return " ".join(opening), count / sum(len(group) for group in texts)
 
 
 def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
