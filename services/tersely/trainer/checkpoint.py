@@ -2,6 +2,7 @@
 
 A checkpoint is a folder ``step-000050`` with ``state.safetensors`` and ``state.json`` (which holds the hash of the
 former). It is written under a temporary name, synced, and renamed; a folder with the final name is therefore complete.
+There must be room for it before it is begun; where the disk fills up meanwhile, what was written of it is removed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +20,14 @@ from safetensors.torch import load_file, save_file
 
 from tersely.errors import CheckpointInvalid
 from tersely.telemetry.atomic import sync_folder, write_atomic
+from tersely.telemetry.disk import disk_errors, need_room
+from tersely.testing.faultpoints import reach
 
 if TYPE_CHECKING:
     import torch
 
 _TENSORS, _META, _PARTIAL = "state.safetensors", "state.json", ".partial"
+_HEADER_BYTES = 1 << 20  # names and shapes of the tensors, and state.json
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,29 +74,73 @@ def write_checkpoint(
     tensors: dict[str, torch.Tensor],
     learner: dict[str, Any],
     keep: int,
+    protect: frozenset[int] = frozenset(),
+    rollbacks: Mapping[int, int] | None = None,
 ) -> Path:
-    """Writes a checkpoint and removes all but the `keep` newest; returns its folder."""
+    """Writes a checkpoint and removes older ones that nothing needs; returns its folder.
+
+    Args:
+        folder: Of all checkpoints.
+        step: Steps trained.
+        policy_version: Version of the published weights.
+        weights_sha256: Their hash.
+        tensors: Masters and moments, on the CPU.
+        learner: The learner's own facts, as JSON values.
+        keep: The newest so many stay.
+        protect: Steps whose checkpoints stay besides, e.g. the best one.
+        rollbacks: Per step the step that the run went back to after it. Such a target stays as long as a resume from
+            one of the newest checkpoints would meet the roll-back.
+
+    Raises:
+        DiskFull: The checkpoints are as they were before.
+    """
     final = folder / f"step-{step:06d}"
     partial = folder / f"step-{step:06d}{_PARTIAL}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / _TENSORS)
-    with (partial / _TENSORS).open("rb") as file:
-        os.fsync(file.fileno())
-    meta = {
-        "step": step,
-        "policy_version": policy_version,
-        "weights_sha256": weights_sha256,
-        "learner": learner,
-        "tensors_sha256": _file_sha256(partial / _TENSORS),
-    }
-    write_atomic(partial / _META, json.dumps(meta, indent=2) + "\n")
+    remove_partial(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    what = f"the checkpoint of step {step}"
+    size = sum(tensor.nbytes for tensor in tensors.values()) + _HEADER_BYTES
+    try:
+        with disk_errors(what):
+            need_room(folder, size, f"The checkpoint of step {step}")
+            partial.mkdir()
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / _TENSORS)
+            with (partial / _TENSORS).open("rb") as file:
+                os.fsync(file.fileno())
+            reach("inside_checkpoint")
+            meta = {
+                "step": step,
+                "policy_version": policy_version,
+                "weights_sha256": weights_sha256,
+                "learner": learner,
+                "tensors_sha256": _file_sha256(partial / _TENSORS),
+            }
+            write_atomic(partial / _META, json.dumps(meta, indent=2) + "\n")
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     sync_folder(folder)
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old.path)
+    reach("after_checkpoint")
+    _prune(folder, keep, protect, rollbacks or {})
+    reach("after_prune")
     return final
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes what a crash left of a checkpoint that was being written."""
+    for partial in folder.glob(f"step-*{_PARTIAL}"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _prune(folder: Path, keep: int, protect: frozenset[int], rollbacks: Mapping[int, int]) -> None:
+    found = list_checkpoints(folder)
+    newest = found[-keep:]
+    needed = {target for step, target in rollbacks.items() if step >= newest[0].step}
+    for old in found[:-keep]:
+        if old.step not in protect | needed:
+            shutil.rmtree(old.path)
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:

@@ -7,17 +7,20 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from tersely.config import Recipe
 from tersely.errors import CheckpointInvalid, RunDirBusy, RunDirMissing, RunDirNotEmpty, TrainerSuperseded
 from tersely.telemetry.atomic import write_atomic
+from tersely.telemetry.disk import disk_errors
 
-# Sections that fix the course of training; where it listens or how many workers it has does not.
+# Sections that fix the course of training, besides stages; where it listens or how many workers it has does not.
 _COURSE = ("run", "model", "data", "length", "sampling", "learner", "rewards")
 _FREE_RUN_KEYS = ("steps", "checkpoint_every", "keep_checkpoints")
 
@@ -70,8 +73,15 @@ class RunDirectory:
         return self.path / name
 
     def write_json(self, name: str, value: object) -> None:
-        """Replaces a JSON file of the run in one step."""
-        write_atomic(self.file(name), json.dumps(value, indent=2) + "\n")
+        """Replaces a JSON file of the run in one step.
+
+        Raises:
+            TrainerSuperseded: A newer trainer writes them now.
+            DiskFull: The old file is untouched.
+        """
+        self.check_incarnation()
+        with disk_errors(f"{name} of the run"):
+            write_atomic(self.file(name), json.dumps(value, indent=2) + "\n")
 
     def read_json(self, name: str) -> Any:
         """A JSON file of the run, or None when it is not there."""
@@ -134,17 +144,71 @@ class RunDirectory:
 
 def course_sha256(recipe: Recipe) -> str:
     """Hash of the settings that fix the course of training, hex."""
-    tree = recipe.model_dump(mode="json", include=set(_COURSE))
+    return _sha256(_course(recipe.model_dump(mode="json"), steps=_steps_matter(recipe)))
+
+
+def refuse_other_course(logged_sha256: str, recipe: Recipe, earlier: Mapping[str, Any] | None = None) -> None:
+    """Refuses to go on with settings that would have led the run elsewhere.
+
+    Args:
+        logged_sha256: Hash of the settings it was begun with, or last gone on with.
+        recipe: The settings now.
+        earlier: recipe.json of the run: names what is different. It also lets a run go on that was begun before some
+            settings existed; those have their defaults then, and the hash shows that the file is the right one.
+
+    Raises:
+        CheckpointInvalid.
+    """
+    if logged_sha256 == course_sha256(recipe):
+        return
+    differing: list[str] = []
+    if earlier is not None and logged_sha256 in {_sha256(_course(earlier, steps=steps)) for steps in (True, False)}:
+        try:
+            before = Recipe.model_validate(earlier)
+        except ValidationError:
+            before = None
+        if before is not None:
+            matter = _steps_matter(before) or _steps_matter(recipe)
+            old, new = (_course(each.model_dump(mode="json"), steps=matter) for each in (before, recipe))
+            differing = sorted(_differing(old, new))
+            if not differing:
+                return
+    what = f" ({', '.join(differing)})" if differing else ""
+    steps = " With stages, or a learning rate that falls to the end, run.steps is one of them." * (
+        "run.steps" in differing
+    )
+    raise CheckpointInvalid(
+        "The recipe differs from the one this run was begun with, in settings that change what is learned"
+        f"{what}.{steps}",
+        "Resume with the recipe in the run directory (recipe.json shows it), or begin a new run.",
+    )
+
+
+def _steps_matter(recipe: Recipe) -> bool:
+    """Whether a run of another length would have trained its first steps otherwise."""
+    return recipe.learner.schedule != "constant" or bool(recipe.stages)
+
+
+def _course(tree: Mapping[str, Any], *, steps: bool) -> dict[str, Any]:
+    """The part of a recipe, as JSON values, that fixes the course."""
+    course = {name: dict(tree[name]) for name in _COURSE if name in tree}
+    if tree.get("stages"):
+        course["stages"] = {str(number): stage for number, stage in enumerate(tree["stages"], 1)}
     for key in _FREE_RUN_KEYS:
-        tree["run"].pop(key)
-    tree["learner"].pop("threads")
+        course.get("run", {}).pop(key, None)
+    course.get("learner", {}).pop("threads", None)
+    if steps:
+        course.setdefault("run", {})["steps"] = tree["run"]["steps"]
+    return course
+
+
+def _differing(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {*old, *new}:
+            yield from _differing(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield path
+
+
+def _sha256(tree: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-
-
-def refuse_other_course(logged_sha256: str, recipe: Recipe) -> None:
-    """Raises CheckpointInvalid when the run was begun with settings that would have led it elsewhere."""
-    if logged_sha256 != course_sha256(recipe):
-        raise CheckpointInvalid(
-            "The recipe differs from the one this run was begun with, in settings that change what is learned.",
-            "Resume with the recipe in the run directory (recipe.json shows it), or begin a new run.",
-        )
