@@ -160,7 +160,12 @@ class Collector:
                 self._drop(GroupId(quarantined.group_id), Outcome.QUARANTINED, quarantined.error_message)
 
     def take(self, arrivals: list[Arrival]) -> None:
-        """Decides on arrivals: evaluation, duplicate, dropped or accepted."""
+        """Decides on arrivals: evaluation, duplicate, dropped or accepted.
+
+        Raises:
+            TrainerSuperseded: They came while this process slept, and are a newer trainer's to decide on.
+        """
+        self._wal.check()
         for arrival in arrivals:
             if arrival.group.group.prompt.purpose == common_pb2.GROUP_PURPOSE_EVALUATION:
                 self._desk.take(arrival)

@@ -14,6 +14,7 @@ from tersely.data.prompts import PreparedPrompt
 from tersely.errors import NoSignal, RedisOutOfMemory, RedisUnreachable
 from tersely.node.drain import DrainSignal
 from tersely.telemetry.events import EventLog
+from tersely.testing.faultpoints import reach
 from tersely.trainer.checkpoint import write_checkpoint
 from tersely.trainer.collector import Collector
 from tersely.trainer.evaluation import Evaluation, EvaluationDesk
@@ -148,10 +149,12 @@ class TrainingLoop:
         parts.wal.append(log_pb2.LogRecord(batch_formed=log_pb2.BatchFormed(step=step, groups=groups)), sync=True)
         parts.collector.remove(batch)
         self._with_redis(lambda: parts.ring.acknowledge([arrival.lease for arrival in batch]))
+        reach("after_ack")
         logged = time.monotonic()
         parts.status.update(waiting_for=f"the learner, step {step}")
         health = parts.learner.train([training_group(group) for group in groups], step)
         learned = time.monotonic()
+        reach("after_step")
         sampled_at = self._label.policy_version
         self._publish(step)
         published = time.monotonic()
@@ -169,6 +172,7 @@ class TrainingLoop:
             },
             dropped=parts.collector.dropped_this_step,
         )
+        reach("after_record")
         if step % parts.recipe.run.checkpoint_every == 0:
             self._checkpoint()
 
@@ -223,6 +227,7 @@ class TrainingLoop:
         commit_version(parts.wal, step, prepared.label)
         parts.collector.know_label(prepared.label)
         self._label = parts.store.announce(prepared)
+        reach("after_publish")
         self._step = step
         parts.events.write(
             "version_published",

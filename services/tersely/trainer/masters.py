@@ -14,6 +14,7 @@ import torch
 
 from tersely.config.learner import LearnerSection
 from tersely.errors import CheckpointInvalid
+from tersely.testing.faultpoints import reach
 
 MASTER = "master"
 OPTIMIZER_KINDS = ("step", "exp_avg", "exp_avg_sq")  # torch's names, a scalar and two tensors like the master
@@ -57,6 +58,7 @@ class MasterWeights:
         Returns:
             L2 norm of the gradient before clipping. If it is not finite nothing else has happened.
         """
+        reach("inside_step")
         for name, parameter in self._parameters.items():
             self._masters[name].grad, parameter.grad = parameter.grad, None
         norm = float(torch.nn.utils.clip_grad_norm_(self._masters.values(), self._max_grad_norm))

@@ -17,6 +17,7 @@ from tersely.models.tokenizer import PolicyTokenizer
 from tersely.node.drain import DrainSignal
 from tersely.node.options import ServiceOptions
 from tersely.queue.connect import connect, password_from, without_password
+from tersely.telemetry.disk import disk_errors
 from tersely.telemetry.logging import configure_logging
 from tersely.trainer.evaluation import held_out_prompts
 from tersely.trainer.run_directory import RunDirectory
@@ -40,7 +41,8 @@ def run_trainer(options: ServiceOptions) -> int:
     with ExitStack() as stack:
         directory = stack.enter_context(RunDirectory(options.run_dir, resume=options.resume))
         try:
-            return run_session(inputs, directory, drain, stack)
+            with disk_errors(f"the files of the run in {directory.path}"):
+                return run_session(inputs, directory, drain, stack)
         except TerselyError:
             if not options.resume:
                 directory.abandon_if_unused()

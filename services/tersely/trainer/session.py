@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 import secrets
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,9 @@ from tersely.rpc.server import GrpcServer
 from tersely.telemetry.events import EventLog
 from tersely.telemetry.samples import SampleLog
 from tersely.trainer.books import Books
+from tersely.trainer.checkpoint import list_checkpoints
 from tersely.trainer.collector import Collector
+from tersely.trainer.environment import environment_facts
 from tersely.trainer.evaluation import EvaluationDesk
 from tersely.trainer.export import export_policy
 from tersely.trainer.issuing import Issuer
@@ -36,7 +36,7 @@ from tersely.trainer.loop import Parts, TrainingLoop
 from tersely.trainer.nodes import node_facts
 from tersely.trainer.recorder import Recorder
 from tersely.trainer.report import build_report
-from tersely.trainer.resume import History, Position, read_log, restore
+from tersely.trainer.resume import History, Position, Start, choose_start, read_log, restore
 from tersely.trainer.ring import Ring
 from tersely.trainer.run_directory import RunDirectory, course_sha256, refuse_other_course
 from tersely.trainer.run_service import RunServicer
@@ -89,7 +89,7 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
     history = read_log(directory.log_file) if directory.log_file.exists() else History()
     resumed = history.run_id is not None
     if resumed:
-        refuse_other_course(history.recipe_sha256, recipe)
+        refuse_other_course(history.recipe_sha256, recipe, directory.read_json("recipe.json"))
     stage = _open(inputs, directory, drain, stack, history)
     store, status, ring, events = stage.store, stage.status, stage.ring, stage.events
 
@@ -107,15 +107,17 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
             "The model is not the one that this run was begun with.",
             "Restore the model folder, or name the model's revision in the recipe; or begin a new run.",
         )
-    wal = stack.enter_context(WriteAheadLog(directory.log_file))
-    wal.append(_started(stage.run_id, directory.incarnation, initial, recipe, learner), sync=True)
+    wal = stack.enter_context(WriteAheadLog(directory.log_file, directory.check_incarnation))
+    checkpoints = list_checkpoints(directory.checkpoints)
+    start = choose_start(history, checkpoints) if resumed else Start(0, initial)
+    wal.append(_started(stage.run_id, directory.incarnation, initial, recipe, learner, start), sync=True)
     if inputs.eval_prompts and directory.read_json("evaluation-before.json") is None:
         store.announce(first)
         store.pin(initial)
     recorder = Recorder(events, stack.enter_context(SampleLog(directory.file("samples.jsonl"))), status)
     position = Position(0, initial)
     if resumed:
-        position = restore(history, directory, learner, store, wal, events, recorder)
+        position = restore(history, start, checkpoints, learner, store, wal, events, recorder)
     if position.label == initial:
         store.announce(first)
     else:
@@ -136,7 +138,7 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
         on_dropped=lambda arrival, outcome: recorder.dropped(arrival.group, outcome, status.snapshot()["step"] + 1),
     )
     stage.books.accepted = collector.accepted
-    for known in (initial, *history.versions.values()):
+    for known in (initial, *history.known_labels):
         collector.know_label(known)
     collector.begin_step(position.label)
     if resumed:
@@ -257,16 +259,15 @@ def _show_state(stage: _Stage, inputs: Inputs, directory: RunDirectory, stack: E
 
 
 def _started(
-    run_id: RunId, incarnation: int, initial: WeightsLabel, recipe: Recipe, learner: Learner
+    run_id: RunId, incarnation: int, initial: WeightsLabel, recipe: Recipe, learner: Learner, start: Start
 ) -> log_pb2.LogRecord:
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "tersely")}
-    machine = {"python": platform.python_version(), "machine": platform.machine()}
     return log_pb2.LogRecord(
         trainer_started=log_pb2.TrainerStarted(
             run_id=run_id,
             incarnation=incarnation,
             initial_weights=initial.to_proto(),
             recipe_sha256=course_sha256(recipe),
-            environment={**versions, **machine, "device": learner.device, "threads": str(learner.threads)},
+            environment=environment_facts(learner.device, learner.threads),
+            checkpoint_step=start.step,
         )
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from tersely.errors import QueueError
+from tersely.errors import QueueError, TrainerSuperseded
 from tersely.telemetry.atomic import write_atomic
 from tersely.trainer.run_directory import RunDirectory
 
@@ -68,10 +68,21 @@ class StatusWriter:
         """Writes once more and ends."""
         self._stop.set()
         self._thread.join()
-        self.write()
+        try:
+            self.write()
+        except OSError as error:  # must not hide what ended the run, such as the same full disk
+            log.warning("the last state can't be written", error=str(error))
 
     def write(self) -> None:
-        """Writes the state now."""
+        """Writes the state now; not once a newer trainer writes it.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        try:
+            self._directory.check_incarnation()
+        except TrainerSuperseded:
+            return
         try:
             self._status.update(**self._refresh(), queue_error=None)
         except QueueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -42,7 +43,7 @@ class JsonLines:
                 raise OSError(f"{self.path} is closed.")
             written = os.write(self._descriptor, line)
         if written != len(line):
-            raise OSError(f"{self.path}: only {written} of {len(line)} bytes could be written; the disk may be full.")
+            raise OSError(errno.ENOSPC, f"Only {written} of {len(line)} bytes could be written", str(self.path))
 
     def close(self) -> None:
         """Closes the file; a second call does nothing."""
