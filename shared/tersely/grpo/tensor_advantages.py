@@ -50,8 +50,10 @@ def advantages(
     if unknown:
         raise ValueError(f"no rewards are given for {', '.join(unknown)}")
     shapes = {(len(rows), len(rows[0]) if rows else 0) for rows in tables.values()}
-    if len(shapes) != 1:
+    if len(shapes) > 1:
         raise ValueError(f"rewards differ in shape: {sorted(shapes)}")
+    if not any(factors.values()):
+        raise ValueError("no reward has a weight other than 0")
     [(groups, samples)] = shapes
     batch = [{name: rows[index] for name, rows in tables.items()} for index in range(groups)]
     values = batch_advantages(batch, factors, scale=scale, combine=combine)
