@@ -18,8 +18,8 @@ class Alarm:
         message: What is seen, with the figures.
         cause: What it most likely comes from.
         setting: Key of the recipe to change.
-        value: The figure that gave it away.
-        limit: What the figure was held against.
+        value: The figure that gave it away; None: not a finite number.
+        limit: What the figure was held against; None where there is nothing to hold it against.
         change: What to do with the setting.
     """
 
@@ -28,8 +28,8 @@ class Alarm:
     message: str
     cause: str
     setting: str
-    value: float
-    limit: float
+    value: float | None
+    limit: float | None
     change: str
 
 
@@ -38,8 +38,8 @@ class Sign:
     """One figure held against its limit.
 
     Attributes:
-        value: The figure, over the window.
-        limit: The limit.
+        value: The figure, over the window; None: not a finite number.
+        limit: The limit; None: none.
         wrong: Whether it calls for the alarm.
         clear: Whether it is far enough on the good side; between the two nothing changes.
         message: As in Alarm.
@@ -49,8 +49,8 @@ class Sign:
         subject: What the alarm is about where one name can be raised for several things, e.g. two rewards.
     """
 
-    value: float
-    limit: float
+    value: float | None
+    limit: float | None
     wrong: bool
     clear: bool
     message: str

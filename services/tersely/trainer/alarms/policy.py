@@ -120,26 +120,36 @@ def mismatch_high(history: History, recipe: Recipe) -> list[Sign]:
 
 def gradient_jump(history: History, recipe: Recipe) -> list[Sign]:
     """The gradient is not finite, or a multiple of what it was, for two steps in a row."""
-    raw = history.last.get("grad_norm")
-    if not isinstance(raw, int | float):
+    if "grad_norm" not in history.last:
         return []
-    earlier = [norm for norm in (number(figures.get("grad_norm")) for figures in history.before) if norm is not None]
+    norm = number(history.last["grad_norm"])  # the event log keeps one that is not finite as null
+    earlier = [known for known in (number(figures.get("grad_norm")) for figures in history.before) if known is not None]
     usual = median(earlier[:-1]) if len(earlier) > history.window_steps // 2 else None
-    finite = math.isfinite(raw)
-    limit = math.inf if usual is None else recipe.alarms.grad_norm_factor * usual
-    value = min(float(raw), earlier[-1]) if finite and earlier else float(raw)
+    if norm is None:
+        return [
+            Sign(
+                value=None,
+                limit=None,
+                wrong=True,
+                clear=False,
+                message="the gradient is not finite",
+                cause="An overflow in the model or the loss: weights that have run away, or a precision too low.",
+                setting="learner.learning_rate",
+                change="Go back to a checkpoint from before and halve it.",
+            )
+        ]
+    if usual is None:
+        return [Sign(norm, None, wrong=False, clear=True, message="", cause="", setting="", change="")]
+    limit = recipe.alarms.grad_norm_factor * usual
+    value = min(norm, earlier[-1])
     return [
         Sign(
             value=value,
-            limit=limit if math.isfinite(limit) else 0.0,
-            wrong=not finite or is_above(value, limit),
-            clear=finite and not is_above(raw, limit),
-            message="the gradient is not finite"
-            if not finite
-            else f"the gradient's norm was at least {value:.3g} for two steps, up to then {usual or 0.0:.3g}",
-            cause="An overflow in the model or the loss: weights that have run away, or a precision too low."
-            if not finite
-            else "The policy has left the region where its steps were small: a learning rate too high, or samples so"
+            limit=limit,
+            wrong=is_above(value, limit),
+            clear=not is_above(norm, limit),
+            message=f"the gradient's norm was at least {value:.3g} for two steps in a row, usually {usual:.3g}",
+            cause="The policy has left the region where its steps were small: a learning rate too high, or samples so"
             " old that their ratios are far from 1.",
             setting="learner.learning_rate",
             change="Go back to a checkpoint from before and halve it; learner.max_grad_norm limits each step.",
