@@ -177,6 +177,13 @@ def test_a_run_that_was_rolled_back_is_watched_from_there() -> None:
     assert not watch.active
     assert [alarm for step in trace(60)[24:] for alarm in watch.observe(step)] == []
 
+    resumed = AlarmWatch(two_rewards())
+    events = [{"kind": "step_finished", **step} for step in bad]
+    events += [{"kind": "alarm", "name": "entropy_collapse", "step": first[0]}, {"kind": "rolled_back", "to_step": 24}]
+    assert resumed.warm_up(events) == []
+    assert not resumed.active
+    assert [alarm for step in trace(80)[40:] for alarm in resumed.observe(step)] == []  # steps go on being counted
+
     same = AlarmWatch(two_rewards())
     for step in bad:
         same.observe(step)

@@ -88,6 +88,8 @@ class AlarmWatch:
         for event in events:
             if event.get("kind") == "step_finished":
                 missing.update({(alarm.name, alarm.step): alarm for alarm in self.observe(event)})
+            elif event.get("kind") == "rolled_back":
+                self.roll_back(int(event["to_step"]))
             elif event.get("kind") == "alarm":
                 missing.pop((str(event.get("name")), int(event.get("step", -1))), None)
             elif event.get("kind") == "rolled_back":
