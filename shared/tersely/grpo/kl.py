@@ -12,7 +12,8 @@ def k3(learner_NC: torch.Tensor, reference_NC: torch.Tensor) -> torch.Tensor:
 
     Unbiased for the KL divergence of the learner from the reference when the tokens are the learner's samples (J.
     Schulman, "Approximating KL divergence", 2020, estimator k3; used so by arXiv 2402.03300, eq. 4). Not multiplied by
-    any importance weight. The gradient, 1 - exp(d) to the learner's logprob, is passed on.
+    any importance weight. The gradient to the learner's logprob is 1 - exp(d); on the learner's own samples its
+    expectation is the gradient of KL(reference || learner).
 
     Args:
         learner_NC: [N, C] nats, with gradient.
