@@ -51,7 +51,7 @@ def choose_forward(model: torch.nn.Module, *, shared_prompt: bool) -> Forward:
         )
     if not shared_prompt:
         return completion_logprobs_padded
-    why = _why_not_shared(model)
+    why = why_not_shared(model, cast(Any, model).config)
     if why is None:
         shared = completion_logprobs_shared(model, prompt_P, completion_GC, lengths, settings).logprobs
         if torch.allclose(padded, shared, rtol=0, atol=TOLERANCE):
@@ -63,9 +63,15 @@ def choose_forward(model: torch.nn.Module, *, shared_prompt: bool) -> Forward:
     return completion_logprobs_padded
 
 
-def _why_not_shared(model: torch.nn.Module) -> str | None:
+def why_not_shared(model: Any, config: Any) -> str | None:
+    """What a model's class and config say against the shared-prompt forward; None: nothing.
+
+    Args:
+        model: The model, or its class.
+        config: Its config.
+    """
     if getattr(model, "_is_stateful", False):
         return "it keeps state other than keys and values"
-    layers = DynamicCache(config=cast(Any, model).config).layers
+    layers = DynamicCache(config=config).layers
     other = sorted({type(layer).__name__ for layer in layers if type(layer) is not DynamicLayer})
     return f"its cache has layers of type {', '.join(other)}" if other else None
