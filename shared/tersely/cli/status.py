@@ -28,6 +28,7 @@ def status(run_dir: RunDirOption, as_json: JsonOption = False) -> None:
 def lines(found: Mapping[str, Any]) -> list[str]:
     """The state as text."""
     from tersely.view import figures
+    from tersely.view.alarms import alarm_line
     from tersely.view.plain import one_line
 
     stale = f" (last word {figures.duration(found.get('age_seconds'))} ago)" if found.get("stale") else ""
@@ -45,6 +46,14 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             f"  |err| {figures.number(step.get('mean_abs_length_error'))}"
             f"  within5 {figures.percent(step.get('within_5'))}"
         )
+        text.append(f"learning: {figures.learning(step)}")
+        text.append(
+            f"texts: distinct-2 {figures.percent(step.get('distinct_2'))}"
+            f"  self-overlap {figures.percent(step.get('self_overlap'))}"
+            f"  length spread {figures.number(step.get('length_std'))}"
+            f"  truncated {figures.percent(step.get('truncated'))}"
+        )
+    text += [one_line(alarm_line(alarm)) for alarm in found.get("alarms") or []]
     groups = found.get("groups") or {}
     text.append("groups: " + "  ".join(f"{name} {count}" for name, count in groups.items()))
     for name, depth in (found.get("queues") or {}).items():

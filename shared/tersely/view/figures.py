@@ -16,6 +16,28 @@ def percent(value: object) -> str:
     return f"{100 * value:.0f} %" if isinstance(value, int | float) else "-"
 
 
+def small(value: object) -> str:
+    """A number that may be tiny: `0.012`, `5e-06`."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return "-"
+    return f"{value:.3f}" if value >= 1e-3 or value == 0 else f"{value:.0e}"
+
+
+def learning(step: Mapping[str, Any]) -> str:
+    """What the learner says of a step, as one line."""
+    parts = [
+        f"entropy {number(step.get('entropy'), 2)}",
+        f"no signal {percent(step.get('zero_variance'))}",
+        f"clipped {percent(step.get('clip_share'))}",
+        f"mismatch {small(step.get('mismatch'))}",
+        f"gradient {number(step.get('grad_norm'), 2)}",
+        f"staleness {number(step.get('staleness'))}",
+    ]
+    if step.get("kl") is not None:
+        parts.append(f"kl {small(step['kl'])}")
+    return "  ".join(parts)
+
+
 def rewards(step: Mapping[str, Any], separator: str = "  ") -> str:
     """`length -0.31  rouge_l 0.14`."""
     parts = step.get("rewards")

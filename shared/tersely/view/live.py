@@ -16,6 +16,7 @@ from rich.text import Text
 from tersely.config import Recipe
 from tersely.supervise.run_dir import RunDir
 from tersely.view import figures
+from tersely.view.alarms import alarm_advice, alarm_head
 from tersely.view.follow import JsonlTail
 from tersely.view.long_work import LongWork
 from tersely.view.plain import line_for, one_line
@@ -79,7 +80,8 @@ def picture(status: Mapping[str, Any], recipe: Recipe, lines: Sequence[str] = ()
     step: Mapping[str, Any] = status.get("last_step") or {}
     figures_and_lengths = Table.grid(padding=(0, 4), expand=False)
     figures_and_lengths.add_row(_step_table(step, recipe), _histogram(step, recipe.length.target_tokens))
-    parts: list[RenderableType] = [_head(status, recipe), figures_and_lengths, _books(status), _nodes(status)]
+    parts: list[RenderableType] = [_head(status, recipe), *_alarms(status), figures_and_lengths]
+    parts += [_books(status), _nodes(status)]
     if lines:
         parts.append(Text("\n".join(lines), style="dim", no_wrap=True, overflow="ellipsis"))
     title = f"tersely {status.get('run_id') or ''}".strip()
@@ -108,6 +110,15 @@ def _head(status: Mapping[str, Any], recipe: Recipe) -> RenderableType:
     return Group(grid, Text(f"waits for {one_line(str(waiting))}", style="yellow")) if waiting else grid
 
 
+def _alarms(status: Mapping[str, Any]) -> list[RenderableType]:
+    """What is wrong now, two lines each."""
+    lines: list[RenderableType] = []
+    for alarm in status.get("alarms") or []:
+        lines.append(Text(one_line(alarm_head(alarm)), style="bold red"))
+        lines.append(Text(one_line(alarm_advice(alarm)), style="yellow"))
+    return lines
+
+
 def _step_table(step: Mapping[str, Any], recipe: Recipe) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
@@ -118,11 +129,9 @@ def _step_table(step: Mapping[str, Any], recipe: Recipe) -> Table:
     table.add_row("mean |error|", figures.number(step.get("mean_abs_length_error")))
     table.add_row("within +-5", figures.percent(step.get("within_5")))
     table.add_row("truncated", figures.percent(step.get("truncated")))
-    table.add_row("staleness", figures.number(step.get("staleness")))
-    table.add_row("entropy", figures.number(step.get("entropy"), 2))
-    table.add_row("clip share", figures.percent(step.get("clip_share")))
-    mismatch = step.get("mismatch")
-    table.add_row("mismatch", f"{mismatch:.1e}" if isinstance(mismatch, int | float) else "-")
+    table.add_row("length spread", figures.number(step.get("length_std")))
+    table.add_row("distinct-2", figures.percent(step.get("distinct_2")))
+    table.add_row("self-overlap", figures.percent(step.get("self_overlap")))
     return table
 
 
@@ -174,8 +183,13 @@ def _books(status: Mapping[str, Any]) -> RenderableType:
         f"{name} {(queues.get(name) or {}).get('waiting', '-')}+{(queues.get(name) or {}).get('leased', '-')}"
         for name in ("prompts", "completions", "scored")
     )
-    phases = _phases(status.get("last_step") or {})
-    return Group(Text(f"seconds  {phases}"), Text(f"groups   {books}"), Text(f"queues   {depths}  (waiting + leased)"))
+    step = status.get("last_step") or {}
+    return Group(
+        Text(f"learning {figures.learning(step)}"),
+        Text(f"seconds  {_phases(step)}"),
+        Text(f"groups   {books}"),
+        Text(f"queues   {depths}  (waiting + leased)"),
+    )
 
 
 def _nodes(status: Mapping[str, Any]) -> RenderableType:

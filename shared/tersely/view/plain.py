@@ -9,6 +9,7 @@ from typing import Any, TextIO
 from tersely.supervise.run_dir import RunDir, read_json
 from tersely.supervise.supervisor import describe_exit
 from tersely.view import figures
+from tersely.view.alarms import alarm_line
 from tersely.view.follow import JsonlTail
 from tersely.view.long_work import LongWork
 
@@ -100,8 +101,7 @@ def line_for(event: Mapping[str, Any], steps: int) -> str | None:
         verb = "started" if kind == "service_started" else "restarted"
         return f"{event.get('name', event.get('role'))} {verb} (pid {event.get('pid')})"
     if kind == "alarm":
-        facts = [f"{key} {value}" for key, value in event.items() if key not in ("time", "kind", "name")]
-        return "  ".join([f"alarm {event.get('name', '')}", *facts])
+        return alarm_line(event)
     if kind == "run_resumed":
         return f"resumed (trainer incarnation {event.get('incarnation', '-')})"
     if kind == "group_quarantined":

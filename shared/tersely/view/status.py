@@ -30,6 +30,7 @@ NOT_YET: Mapping[str, Any] = {
     "queues": {},
     "last_step": None,
     "evaluation": None,
+    "alarms": [],
 }
 """What a status says before the trainer has written its first: every key is always there."""
 SERVICE_ROLES = ("trainer", "rollout", "scorer", "judge")
