@@ -62,9 +62,7 @@ class FaultPlan:
             return
         point, _, count = spec.partition(":")
         if point not in POINTS or not count.isdecimal() or int(count) < 1:
-            raise ValueError(
-                f"{FAULT_ENV}={spec}: not point:count with a point of {', '.join(POINTS)} and a count >= 1"
-            )
+            raise ValueError(f"{FAULT_ENV}={spec} is not point:count; points are {', '.join(POINTS)}")
         self._point, self._left = point, int(count)
 
     def due(self, point: str) -> bool:

@@ -104,7 +104,7 @@ def test_a_record_that_does_not_fit_on_the_disk_leaves_the_log_whole(
                 return getattr(file, name)
 
         monkeypatch.setattr(wal, "_file", Full())
-        with pytest.raises(DiskFull, match="run.wal"):
+        with pytest.raises(DiskFull, match=r"run\.wal"):
             wal.append(issued(1), sync=sync)
         monkeypatch.setattr(wal, "_file", file)
         assert numbers(path) == [0]
