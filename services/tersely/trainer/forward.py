@@ -72,7 +72,7 @@ def completion_logprobs_shared(
     lengths: Sequence[int],
     settings: ForwardSettings,
 ) -> CompletionLogprobs:
-    """The prompt once, its completions on the expanded cache.
+    """The prompt once, its completions on the expanded cache, all in one graph.
 
     Args:
         model: Hugging Face causal LM whose cache is plain keys and values.
@@ -84,40 +84,12 @@ def completion_logprobs_shared(
     Raises:
         RuntimeError: if the model drops the cache (gradient checkpointing of Transformers is on).
     """
-    device_type = prompt_P.device.type
-
-    def prompt_states(ids_1P: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        cache = DynamicCache()
-        with _autocast(device_type, settings):
-            output = _decoder(model)(input_ids=ids_1P, past_key_values=cache, use_cache=True)
-        layers = cast(list[DynamicLayer], cache.layers)
-        if not layers or any(layer.get_seq_length() != ids_1P.shape[1] for layer in layers):
-            raise RuntimeError("the model did not fill the cache it was given: completions would not see their prompt")
-        states = [state for layer in layers for state in (layer.keys, layer.values)]
-        return output.last_hidden_state[:, -1], *states
-
-    def block_states(ids_RL: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
-        cache = DynamicCache()
-        rows = ids_RL.shape[0]
-        for layer in range(len(states) // 2):
-            keys, values = (state.expand(rows, -1, -1, -1) for state in states[2 * layer : 2 * layer + 2])
-            cache.update(keys, values, layer)
-        with _autocast(device_type, settings):
-            output = _decoder(model)(input_ids=ids_RL, past_key_values=cache, use_cache=True)
-        return cast(torch.Tensor, output.last_hidden_state)
-
-    last_1H, *states = _run(prompt_states, settings.recompute, prompt_P[None])
-    # The prompt's last position predicts the first token of every row; a row's token t predicts token t + 1.
-    rows = [row for row, length in enumerate(lengths) if length > 0]
-    places = [(row, 0) for row in rows]
-    hidden = [last_1H.expand(len(rows), -1)]
-    for block in row_blocks([length - 1 for length in lengths], max_positions=_limit(settings)):
-        width = lengths[block[0]] - 1
-        hidden_RLH = _run(block_states, settings.recompute, completion_GC[block, :width], *states)
-        kept = [(place, column) for place, row in enumerate(block) for column in range(lengths[row] - 1)]
-        hidden.append(_pick(hidden_RLH, kept))
-        places += [(block[place], column + 1) for place, column in kept]
-    return _score(model, torch.cat(hidden), places, completion_GC, settings)
+    states = prompt_states(model, prompt_P, settings)
+    parts = []
+    for rows in shared_parts(lengths, limit=_limit(settings)):
+        result = shared_logprobs(model, states, completion_GC, lengths, rows, settings)
+        parts.append((rows, result))
+    return _gather(parts, completion_GC)
 
 
 def completion_logprobs_padded(
@@ -128,47 +100,155 @@ def completion_logprobs_padded(
     settings: ForwardSettings,
 ) -> CompletionLogprobs:
     """Every row as prompt + completion, without a cache. Arguments as for the shared way."""
-    prompt = prompt_P.shape[0]
+    parts = []
+    for rows in padded_parts(prompt_P.shape[0], lengths, limit=_limit(settings)):
+        result = padded_logprobs(model, prompt_P, completion_GC, lengths, rows, settings)
+        parts.append((rows, result))
+    return _gather(parts, completion_GC)
 
-    def block_states(ids_RL: torch.Tensor) -> torch.Tensor:
+
+def shared_parts(lengths: Sequence[int], *, limit: int | None) -> list[list[int]]:
+    """Rows that run together on a prompt's keys and values; the first row of a part is its longest.
+
+    Args:
+        lengths: Sampled ids per row; rows without any are left out.
+        limit: Most positions of a part, unless a single row has more; none: no limit.
+    """
+    parts = row_blocks([length - 1 for length in lengths], max_positions=limit)
+    # The prompt's last position alone predicts rows of one token: they cost nothing beyond it.
+    single = [row for row, length in enumerate(lengths) if length == 1]
+    if not single:
+        return parts
+    return [parts[0] + single, *parts[1:]] if parts else [single]
+
+
+def padded_parts(prompt_tokens: int, lengths: Sequence[int], *, limit: int | None) -> list[list[int]]:
+    """The same for rows of prompt + completion."""
+    return row_blocks([prompt_tokens + length - 1 if length else 0 for length in lengths], max_positions=limit)
+
+
+def prompt_states(
+    model: torch.nn.Module, prompt_P: torch.Tensor, settings: ForwardSettings
+) -> tuple[torch.Tensor, ...]:
+    """Forward the prompt once.
+
+    Returns:
+        Hidden state [1, H] of its last position, then keys and values [1, heads, P, D] of each layer in turn.
+
+    Raises:
+        RuntimeError: if the model drops the cache.
+    """
+
+    def run(ids_1P: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        cache = DynamicCache()
         with _autocast(prompt_P.device.type, settings):
+            output = _decoder(model)(input_ids=ids_1P, past_key_values=cache, use_cache=True)
+        layers = cast(list[DynamicLayer], cache.layers)
+        if not layers or any(layer.get_seq_length() != ids_1P.shape[1] for layer in layers):
+            raise RuntimeError("the model did not fill the cache it was given: completions would not see their prompt")
+        states = [state for layer in layers for state in (layer.keys, layer.values)]
+        return output.last_hidden_state[:, -1], *states
+
+    return cast(tuple[torch.Tensor, ...], _run(run, settings.recompute, prompt_P[None]))
+
+
+def shared_logprobs(
+    model: torch.nn.Module,
+    states: Sequence[torch.Tensor],
+    completion_GC: torch.Tensor,
+    lengths: Sequence[int],
+    rows: Sequence[int],
+    settings: ForwardSettings,
+) -> CompletionLogprobs:
+    """Some rows, the longest first, on the states of their prompt.
+
+    Returns:
+        [R, L] for R rows, L the length of the first.
+    """
+
+    def run(ids_RL: torch.Tensor, *keys_values: torch.Tensor) -> torch.Tensor:
+        cache = DynamicCache()
+        for layer in range(len(keys_values) // 2):
+            keys, values = (s.expand(ids_RL.shape[0], -1, -1, -1) for s in keys_values[2 * layer : 2 * layer + 2])
+            cache.update(keys, values, layer)
+        with _autocast(ids_RL.device.type, settings):
+            output = _decoder(model)(input_ids=ids_RL, past_key_values=cache, use_cache=True)
+        return cast(torch.Tensor, output.last_hidden_state)
+
+    last_1H, *keys_values = states
+    # The prompt's last position predicts the first token of every row; a row's token t predicts token t + 1.
+    hidden = [last_1H.expand(len(rows), -1)]
+    places = [(place, 0) for place in range(len(rows))]
+    wide = [row for row in rows if lengths[row] > 1]
+    if wide:
+        hidden_RLH = _run(run, settings.recompute, completion_GC[wide, : lengths[wide[0]] - 1], *keys_values)
+        kept = [(place, column) for place, row in enumerate(wide) for column in range(lengths[row] - 1)]
+        hidden.append(_pick(hidden_RLH, kept))
+        places += [(place, column + 1) for place, column in kept]
+    return _score(model, torch.cat(hidden), places, completion_GC[list(rows), : lengths[rows[0]]], settings)
+
+
+def padded_logprobs(
+    model: torch.nn.Module,
+    prompt_P: torch.Tensor,
+    completion_GC: torch.Tensor,
+    lengths: Sequence[int],
+    rows: Sequence[int],
+    settings: ForwardSettings,
+) -> CompletionLogprobs:
+    """Some rows, the longest first, each as prompt + completion; returns what `shared_logprobs` does."""
+
+    def run(ids_RL: torch.Tensor) -> torch.Tensor:
+        with _autocast(ids_RL.device.type, settings):
             output = _decoder(model)(input_ids=ids_RL, use_cache=False)
         return cast(torch.Tensor, output.last_hidden_state)
 
-    hidden: list[torch.Tensor] = []
-    places: list[tuple[int, int]] = []
-    widths = [prompt + length - 1 if length else 0 for length in lengths]
-    for block in row_blocks(widths, max_positions=_limit(settings)):
-        ids_RL = torch.cat([prompt_P.expand(len(block), -1), completion_GC[block, : lengths[block[0]] - 1]], 1)
-        hidden_RLH = _run(block_states, settings.recompute, ids_RL)
-        kept = [(place, column) for place, row in enumerate(block) for column in range(lengths[row])]
-        hidden.append(_pick(hidden_RLH, [(place, prompt - 1 + column) for place, column in kept]))
-        places += [(block[place], column) for place, column in kept]
-    return _score(model, torch.cat(hidden), places, completion_GC, settings)
+    completion_RC = completion_GC[list(rows), : lengths[rows[0]]]
+    ids_RL = torch.cat([prompt_P.expand(len(rows), -1), completion_RC[:, :-1]], 1)
+    places = [(place, column) for place, row in enumerate(rows) for column in range(lengths[row])]
+    first = prompt_P.shape[0] - 1
+    hidden_NH = _pick(_run(run, settings.recompute, ids_RL), [(place, first + column) for place, column in places])
+    return _score(model, hidden_NH, places, completion_RC, settings)
+
+
+def _gather(parts: Sequence[tuple[list[int], CompletionLogprobs]], completion_GC: torch.Tensor) -> CompletionLogprobs:
+    """Parts put together, 0 where no row is."""
+
+    def whole(pieces: list[torch.Tensor]) -> torch.Tensor:
+        blank_GC = torch.zeros(completion_GC.shape, dtype=pieces[0].dtype, device=completion_GC.device)
+        for (rows, _), piece_RL in zip(parts, pieces, strict=True):
+            rows_R1 = torch.tensor(rows, device=completion_GC.device)[:, None]
+            columns_L = torch.arange(piece_RL.shape[1], device=completion_GC.device)
+            blank_GC = blank_GC.index_put((rows_R1, columns_L), piece_RL)
+        return blank_GC
+
+    return CompletionLogprobs(
+        logprobs=whole([part.logprobs for _, part in parts]), entropy=whole([part.entropy for _, part in parts])
+    )
 
 
 def _score(
     model: torch.nn.Module,
     hidden_NH: torch.Tensor,
     places: Sequence[tuple[int, int]],
-    completion_GC: torch.Tensor,
+    completion_RL: torch.Tensor,
     settings: ForwardSettings,
 ) -> CompletionLogprobs:
     head = cast(Any, model).get_output_embeddings()
-    rows_N, columns_N = torch.tensor(places, device=completion_GC.device).T
+    rows_N, columns_N = torch.tensor(places, device=completion_RL.device).T
     logprob_N, entropy_N = sampled_logprobs(
         hidden_NH,
         head.weight,
         getattr(head, "bias", None),
-        completion_GC[rows_N, columns_N],
+        completion_RL[rows_N, columns_N],
         temperature=settings.temperature,
         chunk_tokens=settings.logit_chunk_tokens,
         compute_dtype=settings.autocast,
     )
-    blank_GC = torch.zeros(completion_GC.shape, dtype=logprob_N.dtype, device=completion_GC.device)
+    blank_RL = torch.zeros(completion_RL.shape, dtype=logprob_N.dtype, device=completion_RL.device)
     return CompletionLogprobs(
-        logprobs=blank_GC.index_put((rows_N, columns_N), logprob_N),
-        entropy=blank_GC.index_put((rows_N, columns_N), entropy_N),
+        logprobs=blank_RL.index_put((rows_N, columns_N), logprob_N),
+        entropy=blank_RL.index_put((rows_N, columns_N), entropy_N),
     )
 
 

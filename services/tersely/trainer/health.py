@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
 
 import torch
 
 from tersely.grpo.group_advantages import Advantages
 from tersely.grpo.inputs import LossOutputs
+from tersely.grpo.limits import MAX_LOG_RATIO
+from tersely.trainer.distributed.ranks import Ranks
+from tersely.trainer.forward import CompletionLogprobs
 from tersely.types import GroupId
 
 
 @dataclass(frozen=True, slots=True)
 class StepHealth:
-    """Plain numbers of one step, all over the batch's trained tokens.
+    """Plain numbers of one step (one batch), all over the batch's trained tokens.
+
+    With several optimizer steps per batch the batch is gone through several times. What compares the learner with the
+    sampler, and the loss, are figures of the first pass, whose weights are those of the step before; what describes the
+    steps is over all passes.
 
     Attributes:
-        loss: The loss that was differentiated. On fresh samples it is minus the token mean of the advantages, which
-            says nothing about progress: only its gradient matters.
-        grad_norm: L2 norm of the gradient before it was scaled down.
-        learning_rate: The rate of this step.
-        entropy: Mean entropy of the learner's token distributions at the sampled positions, nats.
-        clip_share: Share of tokens whose gradient the clip removed.
-        mismatch: Mean |learner - behaviour logprob|, nats: at staleness 0 what sampler and learner disagree by.
+        loss: The loss that was differentiated first. On fresh samples it is minus the token mean of the advantages,
+            which says nothing about progress: only its gradient matters.
+        grad_norm: L2 norm of the gradient before it was scaled down; mean over the passes.
+        learning_rate: The rate of this step, the same in all its passes.
+        entropy: Mean entropy of the learner's token distributions at the sampled positions, nats; first pass.
+        clip_share: Share of tokens whose gradient the clip removed; over all passes, since at staleness 0 the first one
+            clips nothing.
+        mismatch: Mean |learner - recorded behaviour logprob|, nats; first pass. At staleness 0 what sampler and learner
+            disagree by.
+        kl: Mean k3 estimate of the KL divergence from the initial policy, nats per token; first pass. None: no
+            `kl_coefficient`.
+        correction_mean: Mean importance weight that the loss was multiplied by; 1 without a correction.
+        masked_share: Share of tokens that the correction `mask` took out.
+        ratio_mean: Mean of exp(learner - recorded behaviour logprob) in the last pass.
+        ratio_max: The largest of them.
+        logprob: Mean learner log-probability of the sampled tokens, nats; first pass.
+        last_logprob: The same in the last pass, which is before the last optimizer step; with one pass the same number.
         trained_tokens: Tokens in the loss, sampled stop tokens included.
         trained_completions: Samples in the loss.
+        optimizer_steps: Passes over the batch.
+        micro_batches: Parts that a pass was cut into.
         advantages: Per group one number per sample; None: not in the loss.
-        seconds: Wall time of `forward`, `backward` and `optimizer`.
+        seconds: Wall time of `forward`, `backward` and `optimizer` on this rank.
     """
 
     loss: float
@@ -35,40 +55,102 @@ class StepHealth:
     entropy: float
     clip_share: float
     mismatch: float
+    kl: float | None
+    correction_mean: float
+    masked_share: float
+    ratio_mean: float
+    ratio_max: float
+    logprob: float
+    last_logprob: float
     trained_tokens: int
     trained_completions: int
+    optimizer_steps: int
+    micro_batches: int
     advantages: dict[GroupId, Advantages]
     seconds: dict[str, float]
 
 
-class HealthSums:
-    """Adds up the groups of a step."""
+@dataclass(slots=True)
+class PassSums:
+    """Sums over the tokens of one pass; `ratio_max` is a maximum."""
 
-    def __init__(self) -> None:
-        self.loss = self.entropy = self.clipped = self.mismatch = 0.0
-        self.tokens = self.completions = 0
-        self.seconds = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
+    loss: float = 0.0
+    entropy: float = 0.0
+    clipped: float = 0.0
+    mismatch: float = 0.0
+    kl: float = 0.0
+    correction: float = 0.0
+    masked: float = 0.0
+    ratio: float = 0.0
+    logprob: float = 0.0
+    tokens: float = 0.0
+    completions: float = 0.0
+    micro_batches: float = 0.0
+    ratio_max: float = 0.0
 
-    def add(self, outputs: LossOutputs, entropy_GC: torch.Tensor, completions: int) -> None:
-        """Add one group, its entropies being 0 outside the mask."""
-        self.loss += outputs.loss.item()
-        self.entropy += entropy_GC.cpu().sum(dtype=torch.float64).item()
-        self.clipped += outputs.clipped_tokens.item()
-        self.mismatch += outputs.mismatch_sum.item()
-        self.tokens += int(outputs.tokens.item())
-        self.completions += completions
+    @torch.no_grad()
+    def add(
+        self, outputs: LossOutputs, result: CompletionLogprobs, behaviour_RL: torch.Tensor, mask_RL: torch.Tensor
+    ) -> None:
+        """Add one part: its loss, its log-probabilities and entropies, and what was recorded, [R, L] each."""
+        logprobs_N, difference_N = result.logprobs[mask_RL], (result.logprobs - behaviour_RL)[mask_RL]
+        ratio_N = difference_N.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+        sums = torch.stack(
+            [
+                outputs.loss.detach(),
+                result.entropy[mask_RL].sum(),
+                outputs.clipped_tokens,
+                difference_N.abs().sum(),
+                outputs.kl_sum,
+                outputs.correction_sum,
+                outputs.masked_tokens,
+                ratio_N.sum(),
+                logprobs_N.sum(),
+                outputs.tokens,
+            ]
+        ).tolist()
+        for field, value in zip(fields(self), sums, strict=False):
+            setattr(self, field.name, getattr(self, field.name) + value)
+        self.completions += mask_RL.shape[0]
+        self.micro_batches += 1
+        self.ratio_max = max(self.ratio_max, float(ratio_N.max()))
 
-    def health(self, grad_norm: float, learning_rate: float, advantages: dict[GroupId, Advantages]) -> StepHealth:
-        """The step in all."""
-        return StepHealth(
-            loss=self.loss,
-            grad_norm=grad_norm,
-            learning_rate=learning_rate,
-            entropy=self.entropy / self.tokens,
-            clip_share=self.clipped / self.tokens,
-            mismatch=self.mismatch / self.tokens,
-            trained_tokens=self.tokens,
-            trained_completions=self.completions,
-            advantages=advantages,
-            seconds=dict(self.seconds),
-        )
+    def total(self, ranks: Ranks) -> PassSums:
+        """The sums of all ranks."""
+        *sums, largest = astuple(self)
+        return PassSums(*ranks.sums(sums), ranks.largest(largest))
+
+
+def step_health(
+    passes: Sequence[PassSums],
+    grad_norms: Sequence[float],
+    *,
+    learning_rate: float,
+    has_kl: bool,
+    advantages: dict[GroupId, Advantages],
+    seconds: dict[str, float],
+) -> StepHealth:
+    """The step in all, from the sums of its passes over all ranks."""
+    first, last = passes[0], passes[-1]
+    tokens = first.tokens
+    return StepHealth(
+        loss=first.loss,
+        grad_norm=sum(grad_norms) / len(grad_norms),
+        learning_rate=learning_rate,
+        entropy=first.entropy / tokens,
+        clip_share=sum(one.clipped for one in passes) / (tokens * len(passes)),
+        mismatch=first.mismatch / tokens,
+        kl=first.kl / tokens if has_kl else None,
+        correction_mean=first.correction / tokens,
+        masked_share=first.masked / tokens,
+        ratio_mean=last.ratio / tokens,
+        ratio_max=last.ratio_max,
+        logprob=first.logprob / tokens,
+        last_logprob=last.logprob / tokens,
+        trained_tokens=round(tokens),
+        trained_completions=round(first.completions),
+        optimizer_steps=len(passes),
+        micro_batches=round(first.micro_batches),
+        advantages=advantages,
+        seconds=dict(seconds),
+    )

@@ -1,10 +1,9 @@
-"""The learner: a batch of scored groups in, one optimizer step, the next weights out."""
+"""The learner: a batch of scored groups in, the next weights out."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +13,24 @@ import torch
 from tersely.config.learner import LearnerSection
 from tersely.errors import ModelInvalid
 from tersely.grpo import LossInputs, policy_loss
-from tersely.grpo.group_advantages import Advantages, batch_advantages
+from tersely.grpo.group_advantages import batch_advantages
 from tersely.models.device import choose_device, set_threads
 from tersely.models.linear import use_fast_linears
 from tersely.models.load import load_policy
-from tersely.trainer.forward import ForwardSettings
-from tersely.trainer.health import HealthSums, StepHealth
+from tersely.trainer.ablations import Ablations
+from tersely.trainer.distributed.ranks import Ranks, SingleRank
+from tersely.trainer.forward import CompletionLogprobs, ForwardSettings, completion_logprobs_shared
+from tersely.trainer.groups import BatchCounts, GroupRows, TrainingGroup, batch_counts, check_group, group_rows
+from tersely.trainer.health import PassSums, StepHealth, step_health
 from tersely.trainer.masters import MasterWeights
+from tersely.trainer.micro_batches import backward_in_parts
 from tersely.trainer.probe import choose_forward
+from tersely.trainer.reference import load_reference
 from tersely.trainer.schedule import learning_rate
-from tersely.types import GroupId
+
+__all__ = ["Learner", "TrainingGroup"]
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingGroup:
-    """One prompt and its samples, as they were sampled and scored.
-
-    Attributes:
-        group_id: Names the group in the health of the step.
-        prompt_ids: At least one.
-        completion_ids: Per sample its sampled ids; the stop token if one was sampled.
-        behaviour_logprobs: Per sampled id its log-probability when it was sampled, nats.
-        rewards: Per reward name a number or None (could not be scored) per sample.
-    """
-
-    group_id: GroupId
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[tuple[int, ...], ...]
-    behaviour_logprobs: tuple[tuple[float, ...], ...]
-    rewards: dict[str, tuple[float | None, ...]]
 
 
 class Learner:
@@ -57,8 +43,11 @@ class Learner:
         model_folder: Config, tokenizer and safetensors of the initial policy.
         learner: Settings of optimizer, loss and forward pass.
         temperature: The one that samples are drawn with.
-        reward_weights: Per reward name its factor in the advantage.
+        reward_weights: Step, counted from 1 -> per reward name its factor in the advantage.
         total_steps: Steps of the whole run, for the learning rate's schedule.
+        max_completion_tokens: How long a completion may become, for the loss `dr_grpo`.
+        stop_token_ids: What ends a completion; only `learner.ablate` asks for it.
+        ranks: The processes that train together; none: this one alone.
 
     Raises:
         ModelInvalid: if the model's logits can't be followed.
@@ -71,12 +60,18 @@ class Learner:
         learner: LearnerSection,
         *,
         temperature: float,
-        reward_weights: Mapping[str, float],
+        reward_weights: Callable[[int], Mapping[str, float]],
         total_steps: int,
+        max_completion_tokens: int,
+        stop_token_ids: Collection[int] = (),
+        ranks: Ranks | None = None,
     ) -> None:
         self._section = learner
-        self._weights = dict(reward_weights)
+        self._reward_weights = reward_weights
         self._total_steps = total_steps
+        self._max_completion_tokens = max_completion_tokens
+        self._ranks: Ranks = ranks or SingleRank()
+        self._ablations = Ablations(learner.ablate, stop_token_ids)
         self.threads = set_threads(learner.threads)
         self._device = choose_device(learner.device, "learner.device")
         self._model = load_policy(model_folder).to(self._device)
@@ -89,7 +84,13 @@ class Learner:
             recompute=learner.recompute,
             autocast=None if self._device.type == "cpu" else torch.bfloat16,
         )
-        self._masters = MasterWeights(self._model, learner)
+        self._ranks.adopt(self._model)
+        self._masters = MasterWeights(
+            self._model, learner, grad_norm=self._ranks.grad_norm, after_change=self._ablations.masters
+        )
+        self._reference = (
+            load_reference(model_folder, load_policy, self._device) if learner.kl_coefficient > 0 else None
+        )
         log.info("learner_ready", device=str(self._device), threads=self.threads, forward=self._forward.__name__)
 
     @property
@@ -98,41 +99,55 @@ class Learner:
         return str(self._device)
 
     def train(self, batch: Sequence[TrainingGroup], step: int) -> StepHealth:
-        """One optimizer step on a batch, group after group, with token counts over the whole batch.
+        """`optimizer_steps_per_batch` passes over a batch with an optimizer step each.
+
+        Groups are added up in order, with token and sample counts over the whole batch. All ranks call this with the
+        same batch; each computes its share of the groups.
 
         Args:
             batch: Groups in the order they are to be added up.
-            step: Counts from 1; decides the learning rate.
+            step: Counts from 1; decides the learning rate and the weights of the rewards.
 
         Raises:
             ValueError: if a group's parts differ in length, or no sample of the batch can be trained on.
-            ModelInvalid: if the gradient is not finite; the weights are as before.
+            ModelInvalid: if the gradient is not finite; the weights are as they were before that optimizer step.
         """
         for group in batch:
-            _check(group)
+            check_group(group)
+        batch = self._ablations.batch(batch)
         advantages = batch_advantages(
             [group.rewards for group in batch],
-            self._weights,
+            self._reward_weights(step),
             scale=self._section.advantage_scale,
             combine=self._section.combine,
         )
-        token_count = sum(_tokens(group, values) for group, values in zip(batch, advantages, strict=True))
-        if token_count == 0:
+        counts = batch_counts(batch, advantages)
+        if counts.tokens == 0:
             raise ValueError("no sample of the batch has both an advantage and tokens")
-        sums = HealthSums()
-        for group, values in zip(batch, advantages, strict=True):
-            self._add_gradient(group, values, token_count, sums)
-        started = time.perf_counter()
+        share = self._ranks.share([len(g.prompt_ids) + sum(map(len, g.completion_ids)) for g in batch])
+        rows = [group_rows(batch[index], advantages[index], self._device) for index in share]
+        groups = [group for group in rows if group is not None]
         rate = learning_rate(self._section, step, self._total_steps)
-        norm = self._masters.step(rate)
-        if norm - norm != 0:
-            raise ModelInvalid(
-                f"The gradient of step {step} is not finite; the weights were left as they were.",
-                "Begin a new run with a lower learner.learning_rate.",
-            )
-        sums.seconds["optimizer"] = time.perf_counter() - started
-        by_group = {group.group_id: values for group, values in zip(batch, advantages, strict=True)}
-        return sums.health(norm, rate, by_group)
+        seconds = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
+        passes, norms = [], []
+        for _ in range(self._section.optimizer_steps_per_batch):
+            passes.append(self._add_gradients(groups, counts, seconds).total(self._ranks))
+            started = time.perf_counter()
+            norms.append(self._masters.step(rate))
+            seconds["optimizer"] += time.perf_counter() - started
+            if norms[-1] - norms[-1] != 0:
+                raise ModelInvalid(
+                    f"The gradient of step {step} is not finite; the weights were left as they were.",
+                    "Begin a new run with a lower learner.learning_rate.",
+                )
+        return step_health(
+            passes,
+            norms,
+            learning_rate=rate,
+            has_kl=self._section.kl_coefficient > 0,
+            advantages={group.group_id: values for group, values in zip(batch, advantages, strict=True)},
+            seconds=seconds,
+        )
 
     def published(self) -> dict[str, torch.Tensor]:
         """The policy as samplers get it: bf16 copies on the CPU by sorted name, tied tensors once."""
@@ -150,52 +165,60 @@ class Learner:
         """
         self._masters.load_state(tensors, meta)
 
-    def _add_gradient(self, group: TrainingGroup, advantages: Advantages, token_count: int, sums: HealthSums) -> None:
-        kept = [
-            (tuple(ids), tuple(logprobs), advantage)
-            for ids, logprobs, advantage in zip(group.completion_ids, group.behaviour_logprobs, advantages, strict=True)
-            if advantage is not None and ids
-        ]
-        if not kept:
-            return
-        started = time.perf_counter()
-        lengths = [len(ids) for ids, _, _ in kept]
-        completion_GC = self._pad([ids for ids, _, _ in kept], torch.long)
-        prompt_P = torch.tensor(group.prompt_ids, dtype=torch.long, device=self._device)
-        result = self._forward(self._model, prompt_P, completion_GC, lengths, self._settings)
-        positions_C = torch.arange(completion_GC.shape[1], device=self._device)
-        outputs = policy_loss(
-            LossInputs(
-                logprobs=result.logprobs,
-                behaviour_logprobs=self._pad([logprobs for _, logprobs, _ in kept], torch.float32),
-                mask=positions_C < torch.tensor(lengths, device=self._device)[:, None],
-                advantages=torch.tensor([advantage for *_, advantage in kept], device=self._device),
-                clip_low=self._section.clip_low,
-                clip_high=self._section.clip_high,
-                token_count=token_count,
+    def _add_gradients(self, groups: Sequence[GroupRows], counts: BatchCounts, seconds: dict[str, float]) -> PassSums:
+        """One pass over this rank's share of a batch."""
+        sums = PassSums()
+        with self._ranks.gradients():
+            for group in groups:
+                self._add_gradient(group, counts, sums, seconds)
+        return sums
+
+    def _add_gradient(self, group: GroupRows, counts: BatchCounts, sums: PassSums, seconds: dict[str, float]) -> None:
+        first_pass = group.start is None
+        if first_pass:
+            group.reference = self._reference_logprobs(group)
+            group.start = torch.zeros_like(group.behaviour)
+
+        def part_loss(rows: list[int], result: CompletionLogprobs) -> torch.Tensor:
+            assert group.start is not None
+            part = (rows, slice(result.logprobs.shape[1]))
+            if first_pass:
+                group.start[part] = result.logprobs.detach().to(group.start.dtype)
+            outputs = policy_loss(
+                LossInputs(
+                    logprobs=result.logprobs,
+                    behaviour_logprobs=self._ablations.behaviour(group)[part],
+                    mask=group.mask[part],
+                    advantages=group.advantages[rows],
+                    start_logprobs=group.start[part],
+                    reference_logprobs=None if group.reference is None else group.reference[part],
+                    loss=self._section.loss,
+                    clip_low=self._section.clip_low,
+                    clip_high=self._section.clip_high,
+                    correction=self._section.correction,
+                    correction_cap=self._section.correction_cap,
+                    kl_coefficient=self._section.kl_coefficient,
+                    token_count=counts.tokens,
+                    sample_count=counts.samples,
+                    max_completion_tokens=self._max_completion_tokens,
+                )
             )
+            sums.add(outputs, result, group.behaviour[part], group.mask[part])
+            return outputs.loss
+
+        backward_in_parts(
+            self._model,
+            group,
+            self._settings,
+            part_loss,
+            shared=self._forward is completion_logprobs_shared,
+            budget=self._section.micro_batch_tokens,
+            seconds=seconds,
         )
-        sums.add(outputs, result.entropy, len(kept))
-        sums.seconds["forward"] += time.perf_counter() - started
-        started = time.perf_counter()
-        outputs.loss.backward()  # type: ignore[no-untyped-call]
-        sums.seconds["backward"] += time.perf_counter() - started
 
-    def _pad(self, rows: Sequence[Sequence[float]], dtype: torch.dtype) -> torch.Tensor:
-        width = max(len(row) for row in rows)
-        return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=dtype, device=self._device)
-
-
-def _tokens(group: TrainingGroup, advantages: Advantages) -> int:
-    pairs = zip(group.completion_ids, advantages, strict=True)
-    return sum(len(ids) for ids, advantage in pairs if advantage is not None)
-
-
-def _check(group: TrainingGroup) -> None:
-    samples = len(group.completion_ids)
-    sizes = {len(group.behaviour_logprobs), *(len(values) for values in group.rewards.values())}
-    if not group.prompt_ids or sizes != {samples}:
-        raise ValueError(f"group {group.group_id}: prompt, completions, logprobs and rewards do not fit together")
-    for ids, logprobs in zip(group.completion_ids, group.behaviour_logprobs, strict=True):
-        if len(ids) != len(logprobs):
-            raise ValueError(f"group {group.group_id}: {len(ids)} sampled ids have {len(logprobs)} logprobs")
+    @torch.no_grad()
+    def _reference_logprobs(self, group: GroupRows) -> torch.Tensor | None:
+        if self._reference is None:
+            return None
+        arguments = (group.prompt, group.completion, group.lengths, self._settings)
+        return self._forward(self._reference, *arguments).logprobs

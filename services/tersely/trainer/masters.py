@@ -7,7 +7,7 @@ samplers hold the masters rounded to bf16.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,26 +19,34 @@ from tersely.testing.faultpoints import reach
 MASTER = "master"
 OPTIMIZER_KINDS = ("step", "exp_avg", "exp_avg_sq")  # torch's names, a scalar and two tensors like the master
 
+GradNorm = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+"""Gradients -> their L2 norm, a scalar."""
 
-class MasterWeights:
-    """Masters of all trainable parameters of a model, tied ones once, with AdamW.
 
-    On construction the model's parameters are rounded to what is published.
+class AdamMasters:
+    """fp32 tensors with AdamW, apart from what the model makes of them.
 
     Args:
-        model: The model that runs, in fp32; its parameters are written in place.
+        masters: By name; changed in place.
         section: Optimizer settings. Weight decay leaves vectors (norms, biases) alone.
+        grad_norm: L2 norm over all gradients of the model.
+        after_change: Called with the masters after every change of them.
     """
 
-    def __init__(self, model: torch.nn.Module, section: LearnerSection) -> None:
-        self._parameters = dict(sorted(model.named_parameters()))
-        self._masters = {
-            name: torch.nn.Parameter(parameter.detach().to(torch.float32, copy=True))
-            for name, parameter in self._parameters.items()
-        }
+    def __init__(
+        self,
+        masters: Mapping[str, torch.nn.Parameter],
+        section: LearnerSection,
+        *,
+        grad_norm: GradNorm = torch.nn.utils.get_total_norm,
+        after_change: Callable[[Iterable[torch.Tensor]], None] | None = None,
+    ) -> None:
+        self._masters = dict(sorted(masters.items()))
         matrices = [master for master in self._masters.values() if master.dim() > 1]
         vectors = [master for master in self._masters.values() if master.dim() <= 1]
         self._max_grad_norm = section.max_grad_norm
+        self._grad_norm = grad_norm
+        self._after_change = after_change
         self._optimizer = torch.optim.AdamW(
             [
                 {"params": matrices, "weight_decay": section.weight_decay},
@@ -50,7 +58,7 @@ class MasterWeights:
             fused=True,
         )
         self._steps = 0
-        self._round()
+        self._changed()
 
     def step(self, learning_rate: float) -> float:
         """One AdamW step with the gradients that the model's parameters hold; they are gone afterwards.
@@ -58,23 +66,18 @@ class MasterWeights:
         Returns:
             L2 norm of the gradient before clipping. If it is not finite nothing else has happened.
         """
-        reach("inside_step")
-        for name, parameter in self._parameters.items():
-            self._masters[name].grad, parameter.grad = parameter.grad, None
-        norm = float(torch.nn.utils.clip_grad_norm_(self._masters.values(), self._max_grad_norm))
+        self._take_gradients()
+        total = self._grad_norm([master.grad for master in self._masters.values() if master.grad is not None])
+        norm = float(total)
         if norm - norm == 0:  # neither inf nor NaN
+            torch.nn.utils.clip_grads_with_norm_(self._masters.values(), self._max_grad_norm, total)
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate
             self._optimizer.step()
             self._steps += 1
-            self._round()
+            self._changed()
         self._optimizer.zero_grad(set_to_none=True)
         return norm
-
-    @torch.no_grad()
-    def published(self) -> dict[str, torch.Tensor]:
-        """bf16 copies on the CPU by sorted name, tied tensors once."""
-        return {name: master.to("cpu", torch.bfloat16, copy=True) for name, master in self._masters.items()}
 
     @torch.no_grad()
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -117,10 +120,59 @@ class MasterWeights:
                     kind: tensors[f"{kind}/{name}"].to(master.device, copy=True) for kind in OPTIMIZER_KINDS
                 }
         self._steps = steps
-        self._round()
+        self._changed()
+
+    def _take_gradients(self) -> None:
+        """Move the model's gradients to the masters."""
+
+    def _write(self) -> None:
+        """Make of the masters what the model runs."""
+
+    def _changed(self) -> None:
+        if self._after_change is not None:
+            self._after_change(self._masters.values())
+        self._write()
+
+
+class MasterWeights(AdamMasters):
+    """Masters of all parameters of a model, tied ones once.
+
+    On construction the model's parameters are rounded to what is published.
+
+    Args:
+        model: The model that runs, in fp32; its parameters are written in place.
+        section: Optimizer settings.
+        grad_norm: As for `AdamMasters`.
+        after_change: As for `AdamMasters`.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        section: LearnerSection,
+        *,
+        grad_norm: GradNorm = torch.nn.utils.get_total_norm,
+        after_change: Callable[[Iterable[torch.Tensor]], None] | None = None,
+    ) -> None:
+        self._parameters = dict(sorted(model.named_parameters()))
+        masters = {
+            name: torch.nn.Parameter(parameter.detach().to(torch.float32, copy=True))
+            for name, parameter in self._parameters.items()
+        }
+        super().__init__(masters, section, grad_norm=grad_norm, after_change=after_change)
 
     @torch.no_grad()
-    def _round(self) -> None:
+    def published(self) -> dict[str, torch.Tensor]:
+        """bf16 copies on the CPU by sorted name, tied tensors once."""
+        return {name: master.to("cpu", torch.bfloat16, copy=True) for name, master in self._masters.items()}
+
+    def _take_gradients(self) -> None:
+        reach("inside_step")
+        for name, parameter in self._parameters.items():
+            self._masters[name].grad, parameter.grad = parameter.grad, None
+
+    @torch.no_grad()
+    def _write(self) -> None:
         for name, parameter in self._parameters.items():
             parameter.copy_(self._masters[name].to(torch.bfloat16))
 

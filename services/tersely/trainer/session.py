@@ -97,8 +97,10 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
         inputs.model_folder,
         recipe.learner,
         temperature=recipe.sampling.temperature,
-        reward_weights={name: reward.weight for name, reward in recipe.rewards.items()},
+        reward_weights=recipe.reward_weights,
         total_steps=recipe.run.steps,
+        max_completion_tokens=recipe.max_completion_tokens,
+        stop_token_ids=inputs.tokenizer.stop_token_ids,
     )
     first = store.prepare(0, learner.published())
     initial = history.initial or first.label

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import random
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ import torch
 import tersely.trainer.learner as learner_module
 from tersely.config.learner import LearnerSection
 from tersely.errors import CheckpointInvalid, ConfigValue, ModelInvalid
-from tersely.trainer.learner import Learner, TrainingGroup
+from tersely.trainer.groups import BatchCounts, TrainingGroup, group_rows
+from tersely.trainer.learner import Learner
 from tersely.trainer.masters import MasterWeights
 from tersely.trainer.schedule import learning_rate
 from tersely.types import GroupId
@@ -39,8 +41,9 @@ def make_learner(monkeypatch: pytest.MonkeyPatch):
             Path("unused"),
             section,
             temperature=temperature,
-            reward_weights=weights or {"length": 1.0},
+            reward_weights=lambda step: weights or {"length": 1.0},
             total_steps=10,
+            max_completion_tokens=16,
         )
 
     return make
@@ -96,8 +99,8 @@ def test_the_batch_has_one_token_count_however_it_is_split(make_learner) -> None
 
     def gradient(parts, count: int) -> torch.Tensor:
         learner = make_learner()
-        for group, values in parts:
-            learner._add_gradient(group, values, count, learner_module.HealthSums())
+        rows = [group_rows(group, values, torch.device("cpu")) for group, values in parts]
+        learner._add_gradients(rows, BatchCounts(count, 1), defaultdict(float))
         return torch.cat([p.grad.flatten() for p in learner._model.parameters()])
 
     pairs = list(zip(groups, advantages, strict=True))
