@@ -42,7 +42,8 @@
     |  |- ServiceFailed               70  service_failed
     |  |- PackageMissing              71  package_missing
     |  |- JudgeNotConfigured          72  judge_not_configured
-    |  `- EngineFailed                73  engine_failed
+    |  |- EngineFailed                73  engine_failed
+    |  `- RankLost                    74  rank_lost
     `- RewardError
        |- RewardUnknown               80  reward_unknown
        `- RewardFailed                81  reward_failed
@@ -320,6 +321,12 @@ class EngineFailed(ServiceError):
     """A rollout engine could not load, generate or swap."""
 
     kind, exit_code = "engine_failed", 73
+
+
+class RankLost(ServiceError):
+    """Another process of a learner that runs on several is gone, or does not answer in time."""
+
+    kind, exit_code = "rank_lost", 74
 
 
 class RewardError(TerselyError):

@@ -1,8 +1,6 @@
 """Copies of the model on every rank, by `torch.nn.parallel.DistributedDataParallel`."""
 
 # No `from __future__ import annotations`: torch checks the type of the hook's argument at run time.
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,17 +26,15 @@ class Copies:
         self._synced.register_comm_hook(group, _sum)
         # The reducer orders its buckets anew after its first pass. From here on the order of all sums is the same,
         # also after a resume.
-        self._sync()
+        self.sum()
         for parameter in self._parameters:
             parameter.grad = None
 
-    @contextmanager
-    def gradients(self) -> Iterator[None]:
-        """What is added to the gradients inside is summed over the ranks on leaving."""
-        yield
-        self._sync()
+    def open(self) -> None:
+        """Nothing to do: the copies are whole."""
 
-    def _sync(self) -> None:
+    def sum(self) -> None:
+        """Sum over the ranks what is in the parameters' gradients."""
         self._synced().backward()
 
 

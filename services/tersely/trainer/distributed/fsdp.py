@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import cast
-
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
@@ -17,8 +13,8 @@ from tersely.trainer.distributed.sync import SyncPoint
 class Shards:
     """Between steps every rank holds its part of everything; while gradients are computed, the whole weights.
 
-    The head reads the output embedding outside of any module's forward pass, and ranks run unequal numbers of passes, so
-    the weights are gathered once per optimizer step instead of once per layer and pass.
+    The head reads the output embedding outside of any module's forward pass, and ranks run unequal numbers of passes,
+    so the weights are gathered once per optimizer step instead of once per layer and pass.
 
     Args:
         model: On its device. Its parameters become DTensors.
@@ -40,19 +36,20 @@ class Shards:
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        with self.gradients():
-            pass
+        self.open()
+        self.sum()
         for parameter in self._parameters:
             parameter.grad = None
 
-    @contextmanager
-    def gradients(self) -> Iterator[None]:
-        """The weights are whole inside; on leaving, gradients are summed over the ranks and everything is sharded."""
+    def open(self) -> None:
+        """Gather the weights."""
         self._synced.set_requires_gradient_sync(False)
         self._synced.set_reshard_after_backward(False)
         for module in self._modules:
             module.unshard()
-        yield
+
+    def sum(self) -> None:
+        """Sum the gradients over the ranks, and keep this rank's shard of them and of the weights."""
         self._synced.set_requires_gradient_sync(True)
         self._synced.set_reshard_after_backward(True)
         self._synced().backward()

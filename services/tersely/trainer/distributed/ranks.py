@@ -16,8 +16,8 @@ import torch
 class Ranks(Protocol):
     """The processes of one learner.
 
-    Collective: `adopt`, leaving `gradients`, `sum`, and reading a whole tensor of an adopted model (`tensors.whole`) must
-    be done by all ranks in the same order.
+    Collective: `adopt`, leaving `gradients`, `sums`, `largest`, and reading a whole tensor of an adopted model
+    (`tensors.whole`) must be done by all ranks in the same order.
     """
 
     @property
@@ -36,7 +36,10 @@ class Ranks(Protocol):
         """
 
     def adopt(self, model: torch.nn.Module) -> None:
-        """Copy or shard a model on its device, with the weights of rank 0; once, before anything keeps its parameters."""
+        """Copy or shard a model that is on its device, with the weights of rank 0.
+
+        Once, before anything keeps its parameters; which parameters are trained must be settled.
+        """
 
     def gradients(self) -> AbstractContextManager[None]:
         """Inside, the weights may be read and any number of backward passes run, of this rank's share alone.
@@ -44,8 +47,14 @@ class Ranks(Protocol):
         On leaving, the gradients in the model's parameters are summed over the ranks.
         """
 
-    def sum(self, values: Sequence[float]) -> list[float]:
+    def sums(self, values: Sequence[float]) -> list[float]:
         """Each value summed over the ranks."""
+
+    def largest(self, value: float) -> float:
+        """The largest value of any rank."""
+
+    def grad_norm(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+        """L2 norm of the whole gradient, a scalar, from the tensors that this rank's optimizer has."""
 
 
 class SingleRank:
@@ -65,13 +74,21 @@ class SingleRank:
         """Nothing to sum."""
         return nullcontext()
 
-    def sum(self, values: Sequence[float]) -> list[float]:
+    def sums(self, values: Sequence[float]) -> list[float]:
         """The values."""
         return list(values)
 
+    def largest(self, value: float) -> float:
+        """The value."""
+        return value
+
+    def grad_norm(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Their norm."""
+        return torch.nn.utils.get_total_norm(gradients)
+
 
 def deal(costs: Sequence[int], size: int) -> list[list[int]]:
-    """Items onto ranks so that the dearest rank costs little: each, the dearest first, to the rank with the least so far.
+    """Items onto ranks so that none has much more than others: each, dearest first, to the rank with the least so far.
 
     Args:
         costs: Of each item.

@@ -1,7 +1,7 @@
 """One backward pass that reaches every parameter and adds nothing.
 
-The gradient of a step comes from many backward passes, whose number differs between ranks: groups are cut by length, and
-a rank may have none. torch's reducers count on one pass per step that is the same on all ranks. So the passes that compute
+The gradient of a step comes from many backward passes, whose number differs between ranks: groups are cut by length,
+and a rank may have none. torch's reducers count on passes that are the same on all ranks. So the passes that compute
 run without communication, and this one, which is the same everywhere, is what the reducers see.
 """
 
@@ -39,6 +39,4 @@ class _Touch(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
         # Expanded scalars: no memory beside the gradient that is there already.
-        return tuple(
-            torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.like
-        )
+        return tuple(torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.like)
