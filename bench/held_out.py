@@ -5,7 +5,8 @@ usage: python bench/held_out.py RECIPE NAME=FOLDER [NAME=FOLDER ...]
 
 Every policy gets the prompts of the recipe: one greedy completion and `--samples` at temperature 1 per prompt, with one
 sampling seed for all. The first policy named is what the others are compared with, prompt by prompt (95 % BCa
-intervals). FOLDER is a Hugging Face folder, a run directory's `policy`, or a name such as smollm2-135m. Figures are
+intervals); it also stands in the table with its completions cut at the target, as a baseline for quality at equal
+length. FOLDER is a Hugging Face folder, a run directory's `policy`, or a name such as smollm2-135m. Figures are
 means over prompts: share within +-5 tokens of the target (a completion cut off at the limit never counts),
 |tokens - target|, ROUGE-L F to the reference, cosine of MiniLM embeddings to the source, share that ended by itself.
 """
@@ -80,6 +81,7 @@ def completions(recipe: Recipe, folder: Path, args: argparse.Namespace) -> list[
                     "within_5": stopped and abs(tokens - target) <= WITHIN_TOKENS,
                     "stopped": stopped,
                     "text": tokenizer.decode(completion.token_ids),
+                    "cut_text": tokenizer.decode(completion.token_ids[: min(tokens, target)]),
                     "document": prompt.document,
                     "reference": prompt.reference,
                 }
@@ -98,6 +100,21 @@ def add_text_figures(rows: list[dict[str, Any]], embedder: Embedder) -> None:
     vectors = dict(zip(documents, embedder.embed(documents), strict=True))
     for row, vector in zip(rows, embedder.embed([row["text"] or " " for row in rows]), strict=True):
         row["source_cosine"] = float(vector @ vectors[row["document"]])
+
+
+def cut_to_target(rows: list[dict[str, Any]], target: int) -> list[dict[str, Any]]:
+    """The same completions without what goes beyond the target: what scissors would do. Its stops are no merit."""
+    return [
+        {
+            **row,
+            "text": row["cut_text"],
+            "tokens": min(row["tokens"], target),
+            "abs_length_error": max(0, target - row["tokens"]),
+            "within_5": row["tokens"] >= target - WITHIN_TOKENS,
+            "stopped": row["stopped"] and row["tokens"] <= target,
+        }
+        for row in rows
+    ]
 
 
 def by_prompt(rows: list[dict[str, Any]], mode: str, figure: str) -> dict[str, float]:
@@ -129,6 +146,9 @@ def main() -> None:
         rows[name] = completions(recipe, locate_model(folder), args)
         add_text_figures(rows[name], embedder)
     first = next(iter(rows))
+    cut = cut_to_target(rows[first], recipe.length.target_tokens)
+    add_text_figures(cut, embedder)
+    rows = {first: rows[first], f"{first}, cut": cut, **{name: found for name, found in rows.items() if name != first}}
     report: dict[str, Any] = {"split": args.split, "prompts": len(by_prompt(rows[first], "greedy", "tokens"))}
     report |= {"target_tokens": recipe.length.target_tokens, "seconds": round(time.monotonic() - began), "policies": {}}
     for name, found in rows.items():
@@ -136,9 +156,9 @@ def main() -> None:
         for mode in ("greedy", "sampled"):
             values = {figure: by_prompt(found, mode, figure) for figure in FIGURES}
             entry: dict[str, Any] = {f: round(statistics.fmean(v.values()), 4) for f, v in values.items() if v}
-            if name != first:
-                entry["minus_first"] = {
-                    f: paired_difference(by_prompt(rows[first], mode, f), values[f]) for f in FIGURES[:4]
+            for other in [first, f"{first}, cut"] if name not in (first, f"{first}, cut") else []:
+                entry[f"minus {other}"] = {
+                    f: paired_difference(by_prompt(rows[other], mode, f), values[f]) for f in FIGURES[:4]
                 }
             report["policies"][name][mode] = entry
     if args.out:
