@@ -15,6 +15,7 @@ import torch
 from tersely.config.learner import LearnerSection
 from tersely.errors import CheckpointInvalid
 from tersely.testing.faultpoints import reach
+from tersely.trainer.distributed.tensors import part_like, whole
 
 MASTER = "master"
 OPTIMIZER_KINDS = ("step", "exp_avg", "exp_avg_sq")  # torch's names, a scalar and two tensors like the master
@@ -82,10 +83,10 @@ class AdamMasters:
     @torch.no_grad()
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """CPU copies of masters and optimizer state as `kind/name`, and how many steps the optimizer has done."""
-        tensors = {f"{MASTER}/{name}": master.to("cpu", copy=True) for name, master in self._masters.items()}
+        tensors = {f"{MASTER}/{name}": whole(master).to("cpu", copy=True) for name, master in self._masters.items()}
         for name, master in self._masters.items():
             for kind, tensor in self._optimizer.state.get(master, {}).items():
-                tensors[f"{kind}/{name}"] = tensor.to("cpu", copy=True)
+                tensors[f"{kind}/{name}"] = whole(tensor).to("cpu", copy=True)
         return tensors, {"optimizer_steps": self._steps}
 
     @torch.no_grad()
@@ -114,10 +115,10 @@ class AdamMasters:
 
         self._optimizer.state.clear()
         for name, master in self._masters.items():
-            master.copy_(tensors[f"{MASTER}/{name}"])
+            master.copy_(part_like(tensors[f"{MASTER}/{name}"], master))
             if name in stepped:
                 self._optimizer.state[master] = {
-                    kind: tensors[f"{kind}/{name}"].to(master.device, copy=True) for kind in OPTIMIZER_KINDS
+                    kind: _state_like(kind, tensors[f"{kind}/{name}"], master) for kind in OPTIMIZER_KINDS
                 }
         self._steps = steps
         self._changed()
@@ -164,7 +165,7 @@ class MasterWeights(AdamMasters):
     @torch.no_grad()
     def published(self) -> dict[str, torch.Tensor]:
         """bf16 copies on the CPU by sorted name, tied tensors once."""
-        return {name: master.to("cpu", torch.bfloat16, copy=True) for name, master in self._masters.items()}
+        return {name: whole(master.to(torch.bfloat16)).cpu() for name, master in self._masters.items()}
 
     def _take_gradients(self) -> None:
         reach("inside_step")
@@ -175,6 +176,10 @@ class MasterWeights(AdamMasters):
     def _write(self) -> None:
         for name, parameter in self._parameters.items():
             parameter.copy_(self._masters[name].to(torch.bfloat16))
+
+
+def _state_like(kind: str, tensor: torch.Tensor, master: torch.Tensor) -> torch.Tensor:
+    return tensor.to(master.device, copy=True) if kind == "step" else part_like(tensor, master)
 
 
 _WAY_OUT = "Resume with the recipe and model that the checkpoint was made with, or start a new run directory."
