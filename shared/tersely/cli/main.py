@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from tersely.cli import bench, config, look, services, status, up
+from tersely.cli import bench, config, look, replay, services, status, up
 from tersely.errors import TerselyError
 from tersely.supervise.failures import report_failure
 from tersely.supervise.lifeline import hold_lifeline
@@ -25,6 +25,7 @@ services.register(app)
 status.register(app)
 look.register(app)
 config.register(app)
+replay.register(app)
 bench.register(app)
 
 
