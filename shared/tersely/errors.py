@@ -5,7 +5,8 @@
     |  |- ConfigFileMissing           10  config_file_missing
     |  |- ConfigSyntax                11  config_syntax
     |  |- ConfigUnknownKey            12  config_unknown_key
-    |  `- ConfigValue                 13  config_value
+    |  |- ConfigValue                 13  config_value
+    |  `- PlanDoesNotFit              14  plan_does_not_fit
     |- DataError
     |  |- DataMissing                 20  data_missing
     |  |- DataEmpty                   21  data_empty
@@ -111,6 +112,12 @@ class ConfigValue(ConfigError):
     """A known key with a value out of type or range, or values that contradict each other."""
 
     kind, exit_code = "config_value", 13
+
+
+class PlanDoesNotFit(ConfigError):
+    """The run needs more memory than the machine has; the settings that would fit are in the way out."""
+
+    kind, exit_code = "plan_does_not_fit", 14
 
 
 class DataError(TerselyError):
