@@ -1,27 +1,51 @@
-"""The final policy as a normal Hugging Face folder in the run directory."""
+"""A policy as a normal Hugging Face folder: at a run's end in its directory, and by `tersely export` anywhere."""
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from tersely.config import Recipe
+from tersely.errors import CheckpointInvalid, RunDirMissing
+from tersely.models.locate import locate_model
+from tersely.models.provenance import PROVENANCE_FILE
+from tersely.trainer.card import model_card
+from tersely.trainer.checkpoint import Checkpoint, list_checkpoints
+from tersely.trainer.masters import MASTER
+from tersely.trainer.provenance import Provenance, provenance_of
+from tersely.types import PolicyVersion, WeightsLabel
+from tersely.weights.digest import TensorHash, tensor_sha256, weights_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _WEIGHTS = "model.safetensors"
-_NOT_COPIED = (".safetensors", ".safetensors.index.json", ".bin", ".gguf")
+_CARD = "README.md"
+_NOT_COPIED = (".safetensors", ".safetensors.index.json", ".bin", ".gguf", ".pt", ".pth", ".py", _CARD)
 
 
-def export_policy(model_folder: Path, weights: dict[str, Tensor], target: Path) -> Path:
+def export_policy(
+    model_folder: Path,
+    weights: Mapping[str, Tensor],
+    target: Path,
+    provenance: Provenance,
+    *,
+    write_adapter: Callable[[Path], None] | None = None,
+) -> Path:
     """Writes the published bf16 weights beside the base model's config and tokenizer; replaces an older export.
 
     Args:
         model_folder: Folder the run began with.
         weights: Published tensors, tied ones once.
-        target: Folder to make.
+        target: Folder to make, whole or not at all.
+        provenance: For the model card and `tersely.json`.
+        write_adapter: Writes a LoRA adapter into a folder; none: the run trained all weights.
     """
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -29,9 +53,137 @@ def export_policy(model_folder: Path, weights: dict[str, Tensor], target: Path) 
     for file in sorted(model_folder.iterdir()):
         if file.is_file() and not file.name.endswith(_NOT_COPIED):
             shutil.copyfile(file, partial / file.name)
+    _state_dtype(partial / "config.json")
     save_file(
         {name: tensor.contiguous() for name, tensor in weights.items()}, partial / _WEIGHTS, metadata={"format": "pt"}
     )
+    if write_adapter is not None:
+        write_adapter(partial / "adapter")
+    card = model_card(provenance, model_folder, adapter=write_adapter is not None)
+    (partial / _CARD).write_text(card, encoding="utf-8")
+    (partial / PROVENANCE_FILE).write_text(json.dumps(provenance.to_json(), indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     return target
+
+
+def run_export(run_dir: Path, to: Path, checkpoint: str = "last") -> dict[str, Any]:
+    """Exports a policy of a run, finished or not; the run is only read.
+
+    Args:
+        run_dir: Directory of the run.
+        to: Folder to make; an older export there is replaced.
+        checkpoint: `last` (the final policy, or the newest checkpoint of a run that goes on), `best`, or a step.
+
+    Returns:
+        What was exported: `path`, `run_id`, `step`, `steps`, `policy_version`, `weights_sha256`, `finished`.
+
+    Raises:
+        RunDirMissing: There is no run, or it has no such checkpoint yet.
+        CheckpointInvalid: What is on disk does not have the hash it was published with.
+    """
+    recipe_file = run_dir / "recipe.json"
+    if not recipe_file.exists():
+        raise RunDirMissing(f"There is no run in {run_dir}.", "Give the directory of a run; `tersely runs` lists them.")
+    recipe = Recipe.model_validate_json(recipe_file.read_text())
+    report = _read(run_dir / "report.json")
+    found = _choose(run_dir, checkpoint)
+    newest = max((one.policy_version for one in list_checkpoints(run_dir / "checkpoints")), default=-1)
+    finished = report is not None and report["policy_version"] >= newest
+    model_folder = locate_model(recipe.model.name, recipe.model.revision)
+    label = WeightsLabel(PolicyVersion(found.policy_version), found.weights_sha256)
+    run_id = (report or _read(run_dir / "run.json") or {}).get("run_id", "unknown")
+    provenance = provenance_of(run_dir, recipe, run_id, found.step, label)
+    weights = _weights(run_dir, found)
+    export_policy(model_folder, weights, to, provenance)
+    return {
+        "path": str(to),
+        "run_id": run_id,
+        "step": found.step,
+        "steps": recipe.run.steps,
+        "policy_version": found.policy_version,
+        "weights_sha256": found.weights_sha256,
+        "finished": finished,
+    }
+
+
+def _choose(run_dir: Path, wanted: str) -> Checkpoint:
+    # By version and not by step: after a roll-back the steps begin again, versions never do.
+    found = sorted(list_checkpoints(run_dir / "checkpoints"), key=lambda one: one.policy_version)
+    if not found:
+        raise RunDirMissing(
+            f"The run in {run_dir} has written no checkpoint yet.",
+            "Wait for the first one (run.checkpoint_every), or for the end of the run.",
+        )
+    if wanted == "last":
+        return found[-1]
+    if wanted == "best":
+        best = _read(run_dir / "best.json")
+        if best is None:
+            raise RunDirMissing(
+                f"The run in {run_dir} has no best checkpoint: it was not evaluated on the way.",
+                "Set evaluation.every in the recipe of the next run, or take --checkpoint last.",
+            )
+        found = [one for one in found if one.weights_sha256 == best["weights_sha256"]] or found
+        wanted = str(best["step"])
+    chosen = [one for one in found if str(one.step) == wanted]
+    if not chosen:
+        steps = ", ".join(str(one.step) for one in found)
+        raise RunDirMissing(f"The run has no checkpoint of step {wanted}; it has {steps}.", "Name one of them.")
+    return chosen[-1]
+
+
+def _weights(run_dir: Path, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """What was published at a checkpoint: from the finished run's own export, or from its masters, rounded."""
+    import torch
+
+    ready = run_dir / "policy" / _WEIGHTS
+    try:
+        if ready.exists():
+            weights = load_file(ready)
+            if published_sha256(weights) == checkpoint.weights_sha256:
+                return weights
+        masters = {
+            name.removeprefix(f"{MASTER}/"): tensor
+            for name, tensor in checkpoint.tensors().items()
+            if name.startswith(f"{MASTER}/")
+        }
+    except (OSError, SafetensorError) as error:
+        raise CheckpointInvalid(
+            f"The checkpoint {checkpoint.path.name} can't be read: {error}.",
+            "If the run goes on, it may have removed it just now: try again.",
+        ) from None
+    weights = {name: tensor.to(torch.bfloat16) for name, tensor in masters.items()}
+    if published_sha256(weights) != checkpoint.weights_sha256:
+        raise CheckpointInvalid(
+            f"The weights of {checkpoint.path.name} are not those that the run published.",
+            "Take another checkpoint.",
+        )
+    return weights
+
+
+def published_sha256(weights: Mapping[str, Tensor]) -> str:
+    """The hash that a run gives these bf16 tensors when it publishes them."""
+    import torch
+
+    return weights_sha256(
+        TensorHash(
+            name, "BF16", tensor.shape, tensor_sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+        )
+        for name, tensor in weights.items()
+    )
+
+
+def _state_dtype(config: Path) -> None:
+    """Says bf16 in config.json, as the weights are now."""
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    for key in {"dtype"} | ({"torch_dtype"} & settings.keys()):
+        settings[key] = "bfloat16"
+    config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    value: dict[str, Any] = json.loads(path.read_text())
+    return value

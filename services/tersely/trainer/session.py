@@ -34,6 +34,7 @@ from tersely.trainer.issuing import Issuer
 from tersely.trainer.learner import Learner
 from tersely.trainer.loop import Parts, TrainingLoop
 from tersely.trainer.nodes import node_facts
+from tersely.trainer.provenance import provenance_of
 from tersely.trainer.recorder import Recorder
 from tersely.trainer.report import build_report
 from tersely.trainer.resume import History, Position, Start, choose_start, read_log, restore
@@ -172,7 +173,8 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
         events.write("run_drained", step=loop.step)
         status.update(state="drained", waiting_for=None)
         return DRAINED
-    export_policy(inputs.model_folder, learner.published(), directory.file("policy"))
+    provenance = provenance_of(directory.path, recipe, stage.run_id, loop.step, loop.label)
+    export_policy(inputs.model_folder, learner.published(), directory.file("policy"), provenance)
     groups = stage.books.read()
     events.write("run_finished", run_id=stage.run_id, groups=groups)
     directory.write_json(

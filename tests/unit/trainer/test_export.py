@@ -1,0 +1,254 @@
+"""Exports of a run: the published weights, loadable by plain Transformers, with a card that says what they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tersely.cli.main import app
+from tersely.config import Recipe
+from tersely.config.learner import LearnerSection
+from tersely.errors import CheckpointInvalid, RunDirMissing
+from tersely.models.load import load_policy
+from tersely.models.provenance import read_provenance
+from tersely.models.tiny import make_tiny_model
+from tersely.trainer.card import interval
+from tersely.trainer.checkpoint import write_checkpoint
+from tersely.trainer.export import export_policy, published_sha256, run_export
+from tersely.trainer.masters import MasterWeights
+from tersely.trainer.provenance import provenance_of
+from tersely.types import PolicyVersion, WeightsLabel
+
+STEPS = (2, 4)
+
+
+def evaluation(name: str, sha: str, share: float) -> dict[str, Any]:
+    rows = [
+        {
+            "prompt_id": f"p{index}",
+            "mode": mode,
+            "tokens": 60 + index % 5,
+            "abs_length_error": 4 - index % 5,
+            "within_5": index < share * 20,
+            "stopped": True,
+            "rewards": {"length": -0.1 * (index % 3), "rouge_l": 0.2},
+            "rouge_l": 0.2,
+        }
+        for index in range(20)
+        for mode in ("greedy", "sampled")
+    ]
+    return {"name": name, "weights_sha256": sha, "rows": rows}
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_tiny_model(tmp_path_factory.mktemp("model") / "tiny-chat")
+    (folder / "README.md").write_text("---\nlanguage: en\nlicense: mit\n---\n# Base\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def published(model_folder: Path) -> dict[int, dict[str, torch.Tensor]]:
+    """What a run published after two of its steps."""
+    found = {}
+    for step in STEPS:
+        masters = changed_masters(model_folder, step)
+        found[step] = masters.published()
+    return found
+
+
+def changed_masters(model_folder: Path, step: int) -> MasterWeights:
+    model = load_policy(model_folder)
+    generator = torch.Generator().manual_seed(step)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
+    return MasterWeights(model, LearnerSection())
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, model_folder: Path, published: dict[int, dict[str, torch.Tensor]]) -> Path:
+    """A run that was stopped after its fourth step of six."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    recipe = Recipe.model_validate(
+        {"run": {"steps": 6}, "model": {"name": str(model_folder)}, "queue": {"url": "redis://secret-host:6379"}}
+    )
+    (folder / "recipe.json").write_text(recipe.model_dump_json())
+    (folder / "run.json").write_text(json.dumps({"run_id": "r-1"}))
+    for step in STEPS:
+        masters = changed_masters(model_folder, step)
+        tensors, learner = masters.state()
+        write_checkpoint(
+            folder / "checkpoints",
+            step=step,
+            policy_version=step,
+            weights_sha256=published_sha256(published[step]),
+            tensors=tensors,
+            learner=learner,
+            keep=9,
+        )
+    return folder
+
+
+def write_evaluations(run_dir: Path, sha: str) -> None:
+    (run_dir / "evaluation-before.json").write_text(json.dumps(evaluation("before", "0" * 64, 0.25)))
+    (run_dir / "evaluation-after.json").write_text(json.dumps(evaluation("after", sha, 0.75)))
+
+
+def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_plain_transformers_loads_the_export_with_equal_logits(
+    run_dir: Path, tmp_path: Path, model_folder: Path, published: dict[int, dict[str, torch.Tensor]]
+) -> None:
+    run_export(run_dir, tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.dtype == torch.bfloat16
+    policy = load_policy(model_folder)
+    policy.load_state_dict({name: tensor.float() for name, tensor in published[4].items()}, strict=False)
+    ids = tokenizer("A text of some words.", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        assert torch.equal(loaded.float()(ids).logits, policy(ids).logits)
+    assert tokenizer.chat_template
+
+
+@pytest.mark.parametrize(("which", "step"), [("last", 4), ("2", 2), ("4", 4), ("best", 2)])
+def test_each_checkpoint_can_be_had(
+    run_dir: Path, tmp_path: Path, published: dict[int, dict[str, torch.Tensor]], which: str, step: int
+) -> None:
+    best = {"step": 2, "weights_sha256": published_sha256(published[2])}
+    (run_dir / "best.json").write_text(json.dumps(best))
+    found = run_export(run_dir, tmp_path / "out", which)
+    assert (found["step"], found["policy_version"], found["finished"]) == (step, step, False)
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert equal(weights, published[step])
+    assert found["weights_sha256"] == published_sha256(weights)
+
+
+def test_after_a_roll_back_the_last_is_the_newest_version_and_not_the_highest_step(
+    run_dir: Path, tmp_path: Path, model_folder: Path, published: dict[int, dict[str, torch.Tensor]]
+) -> None:
+    tensors, learner = changed_masters(model_folder, 2).state()
+    write_checkpoint(
+        run_dir / "checkpoints",
+        step=3,
+        policy_version=7,
+        weights_sha256=published_sha256(published[2]),
+        tensors=tensors,
+        learner=learner,
+        keep=9,
+    )
+    assert run_export(run_dir, tmp_path / "out")["step"] == 3
+
+
+def test_the_card_says_where_the_policy_comes_from_and_how_well_it_does(
+    run_dir: Path, tmp_path: Path, published: dict[int, dict[str, torch.Tensor]]
+) -> None:
+    write_evaluations(run_dir, published_sha256(published[4]))
+    run_export(run_dir, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlicense: mit\n")
+    assert "| share within ±5 tokens of the target, greedy | 0.250 [0.112, 0.469] | 0.750 [0.531, 0.888] |" in card
+    assert "| rouge_l, sampled | 0.200 | 0.200 | +0.000 [+0.000, +0.000] | 20 |" in card
+    assert published_sha256(published[4]) in card
+    assert "Summarize the following text in about {target_tokens} tokens." in card
+    recipe = json.loads(card.partition("```json\n")[2].partition("```")[0])
+    assert recipe["run"]["steps"] == 6
+    assert recipe["model"]["name"] == "tiny-chat"
+    assert str(tmp_path) not in card
+    assert "secret-host" not in card + (tmp_path / "out" / "tersely.json").read_text()
+    provenance = read_provenance(tmp_path / "out")
+    assert provenance is not None
+    assert (provenance["run_id"], provenance["step"]) == ("r-1", 4)
+
+
+def test_figures_of_other_weights_are_not_shown_on_the_card(
+    run_dir: Path, tmp_path: Path, published: dict[int, dict[str, torch.Tensor]]
+) -> None:
+    write_evaluations(run_dir, published_sha256(published[4]))
+    run_export(run_dir, tmp_path / "out", "2")
+    assert "These weights were not evaluated" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_python_of_the_card_runs(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_export(run_dir, tmp_path / "FOLDER")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "document.txt").write_text("A short text. It has two sentences.")
+    code = (tmp_path / "FOLDER" / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    code = code.replace('open("document.txt").read()', '__import__("pathlib").Path("document.txt").read_text()')
+    exec(compile(code, "card", "exec"), {})
+    assert capsys.readouterr().out != ""
+
+
+def test_the_policy_of_a_finished_run_is_taken_from_its_own_export(
+    run_dir: Path, tmp_path: Path, model_folder: Path, published: dict[int, dict[str, torch.Tensor]]
+) -> None:
+    label = WeightsLabel(PolicyVersion(4), published_sha256(published[4]))
+    recipe = Recipe.model_validate_json((run_dir / "recipe.json").read_text())
+    export_policy(model_folder, published[4], run_dir / "policy", provenance_of(run_dir, recipe, "r-1", 4, label))
+    (run_dir / "report.json").write_text(json.dumps({"run_id": "r-1", "policy_version": 4}))
+    (run_dir / "checkpoints" / "step-000004" / "state.safetensors").write_bytes(b"no longer needed")
+    found = run_export(run_dir, tmp_path / "out")
+    assert found["finished"]
+    assert equal(load_file(tmp_path / "out" / "model.safetensors"), published[4])
+
+
+def test_weights_other_than_those_published_are_refused(run_dir: Path, tmp_path: Path) -> None:
+    file = run_dir / "checkpoints" / "step-000004" / "state.json"
+    meta = json.loads(file.read_text())
+    file.write_text(json.dumps({**meta, "weights_sha256": "f" * 64}))
+    with pytest.raises(CheckpointInvalid, match="not those that the run published"):
+        run_export(run_dir, tmp_path / "out")
+    save_file({"x": torch.zeros(1)}, file.with_name("state.safetensors"))
+    with pytest.raises(CheckpointInvalid, match="hash"):
+        run_export(run_dir, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_there_is_named(run_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunDirMissing, match="There is no run"):
+        run_export(tmp_path, tmp_path / "out")
+    with pytest.raises(RunDirMissing, match="it has 2, 4"):
+        run_export(run_dir, tmp_path / "out", "3")
+    with pytest.raises(RunDirMissing, match="no best checkpoint"):
+        run_export(run_dir, tmp_path / "out", "best")
+    for folder in (run_dir / "checkpoints").iterdir():
+        folder.rename(tmp_path / folder.name)
+    with pytest.raises(RunDirMissing, match="no checkpoint yet"):
+        run_export(run_dir, tmp_path / "out")
+
+
+def test_the_command_replaces_an_export_but_nothing_else(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for _ in range(2):
+        app(["export", str(run_dir), "--to", str(out), "--json"], standalone_mode=False)
+        assert json.loads(capsys.readouterr().out)["path"] == str(out)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "me.jpg").write_bytes(b"")
+    with pytest.raises(SystemExit) as ended:
+        app(["export", str(run_dir), "--to", str(photos)])
+    assert ended.value.code == 2
+    assert [file.name for file in photos.iterdir()] == ["me.jpg"]
+
+
+def test_intervals() -> None:
+    assert interval([1.0]) is None
+    assert interval([0.3, 0.3]) is None
+    low, high = interval([1.0] * 20) or (0, 0)
+    assert (round(low, 3), round(high, 3)) == (0.839, 1.0)  # Wilson, by hand: n / (n + z^2)
+    low, high = interval([0.1, 0.2, 0.3, 0.4]) or (0, 0)
+    assert 0.1 <= low < 0.25 < high <= 0.4
