@@ -1,0 +1,198 @@
+"""Peak memory of each process, phase by phase and part by part.
+
+N weights, 4 N bytes in fp32. What a trainer holds throughout: the model (4 N), masters (4 N), AdamW's moments (8 N) and
+the bf16 snapshots it serves (2 N each). Its peak is the largest of four phases:
+
+* backward: gradients (4 N; absent while a step's only part is at work) + saved activations + the larger of the cache
+  that a forward pass fills and the working set of the output head
+* optimizer: gradients + a bf16 copy of the largest tensor
+* publish: the bf16 weights and their payload (2 N each)
+* checkpoint: copies of masters and moments (12 N)
+
+Saved activations were counted with `torch.autograd.graph.saved_tensors_hooks` on Llama and Qwen2 models (torch 2.13,
+transformers 5.23, sdpa attention), storages once, and the formula gives those counts to 0.1 %. Per layer and position,
+with hidden size H, intermediate size I, widths A of all queries and K of all keys, in numbers:
+
+    6 H  inputs, normalised inputs and outputs of the two norms; the latter are the inputs of the projections
+    2 A  queries after rotation, output of attention
+    2 K  keys and values: positions that run without a cache
+    4 I  gate, its activation, up, their product
+
+Positions that run on a prompt's keys and values look back on them through copies repeated for every query head: per
+layer 2 A rows (P + L) for R rows of L positions on a prompt of P, and an additive mask of R L (P + L). Without sdpa,
+attention keeps its scores, heads L (P + L) per row, twice. fp32 takes 4 bytes per number. Under bf16 autocast it is
+4 H in 4 bytes and 5 H + 2 A + 2 K + 4 I in 2 (the input of three projections is cast three times), and each graph
+holds bf16 copies of the decoder's matrices.
+
+The head keeps the probabilities of a chunk and works on two more of its size; the gradient of the embedding exists
+twice while chunks are added up. Measured against the resident set of processes with large allocations given back at
+once (`MALLOC_MMAP_THRESHOLD_=100000`), this sum was within 2 %; with glibc's default settings the resident set is larger by
+what its heap keeps: `HEAP_FACTOR`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tersely.config import Recipe
+from tersely.trainer.planning.facts import ModelFacts
+from tersely.trainer.planning.workload import Part, Workload
+
+MIB = 1 << 20
+TRAINER_BASE_BYTES = 490 * MIB
+ROLLOUT_BASE_BYTES = 350 * MIB
+SCORER_BASE_BYTES = 165 * MIB
+QUEUE_BASE_BYTES = 90 * MIB
+"""Resident sets of the processes without any model (interpreter, torch's CPU build, gRPC, tokenizer); the last is
+`tersely up` with the embedded server."""
+
+ACCELERATOR_CONTEXT_BYTES = 500 * MIB
+HEAP_FACTOR = 1.10
+SNAPSHOTS_HELD = 3
+"""Versions that the trainer keeps for its workers; one more while it publishes or evaluates."""
+
+Parts = dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessMemory:
+    """What one process needs on one device at most.
+
+    Attributes:
+        phases: Phase -> part -> bytes.
+    """
+
+    phases: Mapping[str, Parts]
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda phase: sum(self.phases[phase].values()))
+
+    @property
+    def peak_bytes(self) -> int:
+        """What that phase needs."""
+        return sum(self.phases[self.peak_phase].values())
+
+
+def activation_bytes(part: Part, facts: ModelFacts, *, autocast: bool) -> int:
+    """What the graph of one part keeps until its backward pass; see the module's docstring."""
+    on_cache = part.context > 0
+    wide = 2 * facts.attention_width + 4 * facts.intermediate
+    keys_values = 2 * facts.key_value_width
+    if facts.normed_heads:
+        wide += 2 * (facts.attention_width + facts.key_value_width)
+    if not on_cache:
+        wide += keys_values
+    per_position = 4 * facts.hidden * 4 + (5 * facts.hidden + wide) * 2 if autocast else (6 * facts.hidden + wide) * 4
+    per_position += 4 * facts.heads + 8
+    item = 2 if autocast else 4
+    positions, span = part.rows * part.width, part.context + part.width
+    per_layer = positions * per_position
+    if on_cache:
+        per_layer += (2 * facts.attention_width * part.rows * span + positions * span) * item
+    if facts.scores_kept:
+        per_layer += 2 * facts.heads * positions * span * item
+    copies = 2 * facts.decoder_parameters if autocast else 0
+    return facts.layers * per_layer + copies + 12 * part.tokens * facts.hidden
+
+
+def trainer_memory(recipe: Recipe, facts: ModelFacts, work: Workload, device: str) -> dict[str, ProcessMemory]:
+    """Memory of the trainer, by device: `cpu`, and the accelerator if it trains on one.
+
+    Args:
+        recipe: Settings.
+        facts: The model.
+        work: What a step does.
+        device: cpu, cuda or mps.
+    """
+    lora = recipe.learner.lora
+    full = 4 * facts.parameters
+    trained = full if lora is None else 4 * facts.adapter_parameters(lora.rank, lora.targets)
+    learner: Parts = {"weights": full + (trained if lora else 0), "masters": trained, "moments": 2 * trained}
+    if recipe.learner.kl_coefficient > 0 and lora is None:
+        learner["reference"] = full
+    backward = learner | _backward(recipe, facts, work, trained, autocast=device != "cpu")
+    optimizer = learner | {"gradients": trained, "rounding": 2 * facts.largest}
+    held = SNAPSHOTS_HELD + (1 if recipe.evaluation.prompts else 0)
+    host: Parts = {"interpreter and libraries": TRAINER_BASE_BYTES, "snapshots": held * full // 2}
+    publish = {"published copy": full}
+    checkpoint = {"checkpoint copy": 3 * trained}
+    if device == "cpu":
+        phases = {
+            "backward": host | backward,
+            "optimizer": host | optimizer,
+            "publish": host | learner | publish,
+            "checkpoint": host | learner | checkpoint,
+        }
+        return {"cpu": ProcessMemory({phase: _with_heap(parts) for phase, parts in phases.items()})}
+    context = {"device context": ACCELERATOR_CONTEXT_BYTES}
+    return {
+        device: ProcessMemory({"backward": context | backward, "optimizer": context | optimizer}),
+        "cpu": ProcessMemory(
+            {
+                "start": host | {"weights": full},
+                "publish": host | publish,
+                "checkpoint": host | checkpoint,
+            }
+        ),
+    }
+
+
+def rollout_memory(recipe: Recipe, facts: ModelFacts, work: Workload, device: str) -> dict[str, ProcessMemory]:
+    """Memory of one rollout worker with the torch engine, by device."""
+    item = 4 if device == "cpu" else 2
+    weights = item * facts.parameters
+    rows = max(work.group_size, recipe.rollout.batch_sequences)
+    positions = work.prompts.longest + work.longest_completion
+    prompts = -(-rows // work.group_size)
+    per_position = 2 * facts.key_value_width * facts.layers * item
+    decode = {
+        "weights": weights,
+        "KV cache": (rows * positions + prompts * work.prompts.longest) * per_position,
+        "logits": 5 * rows * facts.vocabulary * 4 + facts.intermediate * work.prompts.longest * 4 * item,
+    }
+    base = {"interpreter and libraries": ROLLOUT_BASE_BYTES}
+    fetched = {"fetched weights": 2 * facts.parameters}
+    if device == "cpu":
+        # A worker fetches the next version while no row is being decoded; the cache's memory is given back by then.
+        phases = {"decode": base | decode, "swap": base | {"weights": weights} | fetched}
+        return {"cpu": ProcessMemory({phase: _with_heap(parts) for phase, parts in phases.items()})}
+    context = {"device context": ACCELERATOR_CONTEXT_BYTES}
+    return {device: ProcessMemory({"decode": context | decode}), "cpu": ProcessMemory({"swap": base | fetched})}
+
+
+def _backward(recipe: Recipe, facts: ModelFacts, work: Workload, trained: int, *, autocast: bool) -> Parts:
+    """Gradients, activations and working sets at the worst moment of a group."""
+    learner, item = recipe.learner, 2 if autocast else 4
+    prompt = work.prompts.longest
+    per_prompt_position = 2 * facts.key_value_width * facts.layers * item
+    parts = work.worst_parts
+    activations = max(activation_bytes(part, facts, autocast=autocast) for part in parts)
+    before, states = 0, 0
+    if work.shared:
+        alone = activation_bytes(Part(1, prompt, 0, 0), facts, autocast=autocast)
+        states = 2 * prompt * per_prompt_position  # the leaves' gradients, and keys and values where those are all
+        if learner.recompute:
+            activations = max(activations, alone)
+        else:
+            before, states = alone, prompt * per_prompt_position
+    # The cache of a forward pass holds every layer's keys and values before the copies for query heads are made.
+    filled = max(part.rows * (part.context + part.width) for part in parts) * per_prompt_position
+    chunk = min(learner.logit_chunk_tokens, max(part.tokens for part in parts)) * facts.vocabulary * 4
+    embedding = 4 * facts.vocabulary * facts.hidden
+    head = 3 * chunk + 2 * embedding
+    found = {"activations": activations + before, "prompt's keys and values": states}
+    if work.groups * len(parts) * learner.optimizer_steps_per_batch > 1:
+        found["gradients"] = trained
+    else:
+        # Gradients come as activations go: at the end of the only backward pass they are all there.
+        found["gradients"] = max(0, trained - activations - before)
+    found["logits and the head's gradient" if head >= filled else "cache of the forward pass"] = max(head, filled)
+    return found
+
+
+def _with_heap(parts: Parts) -> Parts:
+    base = parts.get("interpreter and libraries", 0)
+    return parts | {"kept by the allocator": round((HEAP_FACTOR - 1) * (sum(parts.values()) - base))}
