@@ -19,6 +19,7 @@ def line_chart(
     band: tuple[float, float] | None = None,
     unit: str = "",
     percent: bool = False,
+    marks: Sequence[float] = (),
 ) -> str:
     """One series over steps.
 
@@ -28,6 +29,7 @@ def line_chart(
         band: Value range to shade, e.g. target +-5.
         unit: Word after values in the tool tips.
         percent: Values are shares in [0, 1].
+        marks: Steps to draw an upright line at.
 
     Returns:
         A `<figure>`; with a note instead of a chart when there is nothing to draw.
@@ -38,6 +40,8 @@ def line_chart(
         return f"<figure>{caption}<p class='muted'>no figures</p></figure>"
     values = [y for _, y in known] + list(band or ())
     ticks = nice_ticks(min(values), max(values))
+    if percent:
+        ticks = [tick for tick in ticks if 0 <= tick <= 1 + 1e-9] if min(values) >= 0 and max(values) <= 1 else ticks
     low, high = min(ticks[0], *values), max(ticks[-1], *values)
     first, last = known[0][0], max(known[-1][0], known[0][0] + 1)
 
@@ -59,6 +63,10 @@ def line_chart(
         parts.append(f"<text x='{LEFT - 6}' y='{y + 4:.1f}' text-anchor='end'>{_label(tick, ticks, percent)}</text>")
     for x, anchor in ((first, "start"), (known[-1][0], "end")):
         parts.append(f"<text x='{px(x):.1f}' y='{HEIGHT - 8}' text-anchor='{anchor}'>step {x:g}</text>")
+    for x in marks:
+        if first <= x <= last:
+            place = f"x1='{px(x):.1f}' x2='{px(x):.1f}' y1='{TOP}' y2='{HEIGHT - BOTTOM}'"
+            parts.append(f"<line class='mark' {place}><title>alarm at step {x:g}</title></line>")
     parts += [f"<polyline class='series' points='{run}'/>" for run in _runs(points, px, py)]
     for x, y in known:
         shown = f"{100 * y:.0f} %" if percent else f"{y:.3g} {unit}".strip()
@@ -71,7 +79,7 @@ def line_chart(
 
 def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
     """Round numbers that cover [low, high]; at least two."""
-    if high - low < 1e-9:
+    if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):
         pad = abs(high) * 0.1 or 1.0
         low, high = low - pad, high + pad
     raw = (high - low) / about
@@ -85,6 +93,9 @@ def _label(tick: float, ticks: Sequence[float], percent: bool) -> str:
     if percent:
         return f"{100 * tick:.0f} %"
     step = ticks[1] - ticks[0]
+    if step < 1e-3:
+        mantissa, exponent = f"{tick:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}" if tick else "0"
     digits = max(0, -math.floor(math.log10(step) + 1e-9)) + (1 if f"{step:.1e}".startswith("2.5") else 0)
     return f"{tick + 0.0:.{digits}f}"
 

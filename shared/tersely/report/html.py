@@ -10,6 +10,7 @@ from typing import Any
 
 from tersely.evaluation import WITHIN_TOKENS
 from tersely.queue.connect import without_password
+from tersely.report.alarms import alarm_section, alarm_steps
 from tersely.report.charts import Point, line_chart
 from tersely.report.style import CSS
 from tersely.report.table import held_out_rows
@@ -19,6 +20,20 @@ from tersely.telemetry.events import read_events
 from tersely.view import figures
 
 _BOOKS = ("issued", "trained", "stale", "no_signal", "quarantined", "in_flight")
+_HEALTH: Sequence[tuple[str, str, dict[str, Any]]] = (
+    ("Entropy, nats a token: near 0, samples are all alike", "entropy", {"unit": "nats"}),
+    ("Spread of lengths within a prompt, tokens", "length_std", {"unit": "tokens"}),
+    ("Cut off at the limit", "truncated", {"percent": True}),
+    ("Groups without signal", "zero_variance", {"percent": True}),
+    ("Different word pairs (distinct-2): falls when texts become alike", "distinct_2", {"percent": True}),
+    ("Overlap with completions of other prompts", "self_overlap", {"percent": True}),
+    ("Mismatch of learner and sampler, nats a token", "mismatch", {"unit": "nats"}),
+    ("Gradient norm before scaling", "grad_norm", {}),
+)
+_HEALTH_NOTE = (
+    "Whether there is anything left to learn from. The loss is not shown: it swings around 0 and says nothing about"
+    " progress."
+)
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -37,16 +52,18 @@ def render_report(
 
     Args:
         report: What report.json holds; parts that are missing are left out.
-        events: The event log; its steps stand in where the report has no `curve`, its deaths are counted.
+        events: The event log; its steps are drawn, or the report's `curve` where it has none; its alarms are shown, its
+            deaths counted.
         recipe: The resolved recipe.
     """
     target = report.get("target_tokens")
-    curve = report.get("curve") or [event for event in events if event.get("kind") == "step_finished"]
+    curve = [event for event in events if event.get("kind") == "step_finished"] or report.get("curve") or []
     body = [
         _headline(report, target),
+        alarm_section(events),
         _table(report),
         _examples(report.get("examples") or [], target),
-        _charts(curve, target),
+        _charts(curve, target, alarm_steps(events)),
         _books(report, events),
         _recipe(recipe or report.get("recipe") or {}),
     ]
@@ -130,23 +147,35 @@ def _length(tokens: object, target: object) -> str:
     return f"<span class='{'target' if near else 'off'}'>{tokens:g} tokens</span>"
 
 
-def _charts(curve: Sequence[Mapping[str, Any]], target: object) -> str:
+def _charts(curve: Sequence[Mapping[str, Any]], target: object, marks: Sequence[float]) -> str:
     rows = [row for row in curve if isinstance(row.get("step"), int | float)]
     if not rows:
         return ""
     names = list(dict.fromkeys(name for row in rows for name in (row.get("rewards") or {})))
     band = (target - WITHIN_TOKENS, target + WITHIN_TOKENS) if isinstance(target, int | float) else None
-    charts = [
-        line_chart("Mean tokens; shaded: target +-5", _points(rows, "mean_tokens"), band=band, unit="tokens"),
-        line_chart("Mean absolute length error, tokens", _points(rows, "mean_abs_length_error"), unit="tokens"),
-        line_chart("Share within +-5 tokens", _points(rows, "within_5"), percent=True),
+
+    def chart(title: str, key: str, **options: Any) -> str:
+        return line_chart(title, _points(rows, key), marks=marks, **options)
+
+    learned = [
+        chart("Mean tokens; shaded: target +-5", "mean_tokens", band=band, unit="tokens"),
+        chart("Mean absolute length error, tokens", "mean_abs_length_error", unit="tokens"),
+        chart("Share within +-5 tokens", "within_5", percent=True),
         *(
-            line_chart(f"Reward {name}", [(row["step"], _value((row.get("rewards") or {}).get(name))) for row in rows])
+            line_chart(
+                f"Reward {name}",
+                [(row["step"], _value((row.get("rewards") or {}).get(name))) for row in rows],
+                marks=marks,
+            )
             for name in names
         ),
     ]
-    note = "<p class='muted'>Means of each step's sampled batch.</p>"
-    return f"<h2>Training</h2>{note}<div class='grid'>{''.join(charts)}</div>"
+    health = [chart(title, key, **options) for title, key, options in _HEALTH if any(key in row for row in rows)]
+    note = "Means of each step's sampled batch" + ("; dashed: an alarm." if marks else ".")
+    parts = [f"<h2>Training</h2><p class='muted'>{note}</p><div class='grid'>{''.join(learned)}</div>"]
+    if health:
+        parts.append(f"<h2>Health</h2><p class='muted'>{_HEALTH_NOTE}</p><div class='grid'>{''.join(health)}</div>")
+    return "".join(parts)
 
 
 def _points(rows: Sequence[Mapping[str, Any]], key: str) -> list[Point]:

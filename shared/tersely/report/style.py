@@ -27,6 +27,11 @@ blockquote { color: var(--muted); padding-left: 12px; border-left: 3px solid var
 svg { display: block; width: 100%; height: auto; margin-top: 6px; } svg text { fill: var(--muted); font-size: 12px; }
 .rule { stroke: var(--line); stroke-width: 1; }
 .series { fill: none; stroke: var(--series); stroke-width: 2; }
+.mark { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 4 3; }
+.alarm { border-left: 4px solid var(--bad); margin-bottom: 12px; }
+.alarm h3 { font-size: 1rem; margin: 0; color: var(--bad); overflow-wrap: anywhere; }
+.alarm h3 span { color: var(--muted); font-weight: 400; }
+code { font-size: 0.92em; overflow-wrap: anywhere; }
 .dot { fill: var(--series); } .band { fill: var(--band); }
 details { margin-top: 12px; } summary { cursor: pointer; } pre { overflow-x: auto; font-size: 13px; }
 """

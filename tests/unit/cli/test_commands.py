@@ -123,6 +123,7 @@ def test_status_runs_and_samples_of_a_run(tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "a"
     run_dir.mkdir(parents=True)
     status = {"run_id": "r-1", "state": "finished", "step": 2, "steps": 2, "time": time.time(), "nodes": [], "extra": 5}
+    status["alarms"] = [{"name": "loss_of_signal", "step": 2, "message": "none\x1b", "setting": "run.group_size"}]
     (run_dir / "status.json").write_text(json.dumps(status))
     rows = [
         {
@@ -135,10 +136,14 @@ def test_status_runs_and_samples_of_a_run(tmp_path: Path) -> None:
         }
         for n, reward in enumerate([-0.5, None, -0.1, -0.9])
     ]
+    held_out = {**rows[0], "step": 9, "outcome": "evaluation", "evaluation": "after", "mode": "greedy"}
+    rows.append(held_out)
     (run_dir / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = json.loads(tersely("status", "--run-dir", str(run_dir), "--json").stdout)
     assert (found["state"], found["extra"], found["nodes"]) == ("finished", 5, [])
-    assert "step 2/2" in tersely("status", "--run-dir", str(run_dir)).stdout
+    shown = tersely("status", "--run-dir", str(run_dir)).stdout
+    assert "step 2/2" in shown
+    assert "alarm loss_of_signal at step 2: none " in shown
     assert [row["run_id"] for row in json.loads(tersely("runs", str(tmp_path / "runs"), "--json").stdout)] == ["r-1"]
 
     def steps(*args: str) -> list[int]:
@@ -148,6 +153,8 @@ def test_status_runs_and_samples_of_a_run(tmp_path: Path) -> None:
     assert steps("--worst", "2") == [3, 0]
     assert steps("--best", "1") == [2]
     assert steps("--last", "2") == [2, 3]
+    assert steps("--evaluation", "after") == [9]
+    assert "evaluation after, greedy" in tersely("samples", "--run-dir", str(run_dir), "--evaluation", "after").stdout
     assert "\x1b" not in tersely("samples", "--run-dir", str(run_dir)).stdout
 
 

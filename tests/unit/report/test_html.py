@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -171,3 +172,53 @@ def test_ticks_are_round_and_cover_the_range() -> None:
         assert ticks[0] <= low
         assert ticks[-1] >= high
         assert 2 <= len(ticks) <= 7
+
+
+ALARM: dict[str, Any] = {
+    "kind": "alarm",
+    "time": 0.0,
+    "name": "length_at_limit",
+    "step": 7,
+    "message": f"62 % were cut off {HOSTILE}",
+    "cause": "Running on pays.",
+    "setting": "learner.learning_rate",
+    "value": 0.62,
+    "limit": 0.5,
+    "change": "Halve it.",
+}
+
+
+def test_alarms_come_first_with_cause_and_setting_and_are_marked_in_the_charts() -> None:
+    steps = [
+        {"kind": "step_finished", "time": 0.0, "step": step, "entropy": 2.0, "mismatch": 5e-6} for step in (1, 7, 9)
+    ]
+    short = [{"kind": "alarm", "time": 0.0, "name": "batch_short", "step": step, "groups": 3} for step in (2, 3)]
+    page = render_report(make_report(), [*steps, ALARM, *short])
+    assert page.index("<h2>Alarms</h2>") < page.index("<h2>Held out</h2>")
+    for text in ("length_at_limit", "Running on pays.", "<code>learner.learning_rate</code>", "Halve it."):
+        assert text in page
+    assert "<script" not in page
+    assert "2 times from step 2 to 3" in page
+    assert page.count("class='mark'") == page.count("<svg")  # each chart has the one step that an alarm names
+    assert "5e-6" in page
+
+
+def test_a_run_without_alarms_has_no_section_and_no_marks() -> None:
+    page = render_report(make_report(), [{"kind": "step_finished", "time": 0.0, "step": 1, "entropy": 2.0}])
+    assert "Alarms" not in page
+    assert "class='mark'" not in page
+
+
+def test_only_so_many_alarms_are_shown_in_full() -> None:
+    page = render_report(make_report(), [{**ALARM, "step": step} for step in range(1, 31)])
+    assert page.count("class='card alarm'") == 20
+    assert "And 10 more" in page
+
+
+def test_shares_are_drawn_between_nothing_and_all() -> None:
+    for share in (0.0, 1.0):
+        labels = re.findall(
+            r"text-anchor='end'>(-?\d+) %<", line_chart("share", [(1, share), (2, share)], percent=True)
+        )
+        assert labels
+        assert all(0 <= int(label) <= 100 for label in labels)

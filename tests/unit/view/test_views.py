@@ -64,6 +64,38 @@ def test_lines_of_other_events(event: dict[str, Any], expected: str | None) -> N
     assert line_for(event, 20) == expected
 
 
+ALARM: dict[str, Any] = {
+    "name": "loss_of_signal",
+    "step": 9,
+    "message": "90 % of the groups had no signal",
+    "cause": "All got the same reward.",
+    "setting": "run.group_size",
+    "value": 0.9,
+    "limit": 0.7,
+    "change": "Raise it.",
+}
+
+
+def test_an_alarm_says_in_one_line_what_why_and_what_to_change() -> None:
+    assert line_for({"kind": "alarm", "time": 0, **ALARM}, 20) == (
+        "alarm loss_of_signal at step 9: 90 % of the groups had no signal."
+        " Likely cause: All got the same reward. To change: run.group_size. Raise it."
+    )
+
+
+def test_the_picture_shows_alarms_that_are_on_and_the_learners_figures() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    step = {**STEP, "entropy": 2.5, "mismatch": 4.8e-6, "zero_variance": 0.25, "distinct_2": 0.88, "length_std": 7.25}
+    status = {"last_step": step, "alarms": [{**ALARM, "message": "90 %\x1b[2Jgone"}]}
+    console.print(picture(status, Recipe()))
+    shown = console.file.getvalue()
+    for text in ("alarm loss_of_signal at step 9", "To change: run.group_size", "entropy 2.50", "mismatch 5e-06"):
+        assert text in shown
+    assert "no signal 25 %" in shown
+    assert "\x1b[2J" not in shown
+    console.print(picture({"last_step": {"step": 1}}, Recipe()))  # a run of an earlier version
+
+
 def test_plain_prints_only_what_is_new(tmp_path: Path) -> None:
     events = tmp_path / "events.jsonl"
     events.write_text(json.dumps({"kind": "service_started", "name": "old", "pid": 1}) + "\n")

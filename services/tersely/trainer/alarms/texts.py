@@ -15,8 +15,8 @@ _CAUSE = (
     " (length alone does not look at content), or steps large enough to forget the rest."
 )
 _CHANGE = (
-    "Give a reward that looks at the content (rouge_l, embedding, judge) some weight, or lower learner.learning_rate,"
-    " and go back to a checkpoint from before."
+    "Give one that looks at the content (rouge_l, embedding, judge) some weight, or lower learner.learning_rate; go"
+    " back to a checkpoint from before."
 )
 
 
@@ -74,6 +74,6 @@ def _sign(value: float, limit: float, *, wrong: bool, clear: bool, message: str)
         clear=clear,
         message=message,
         cause=_CAUSE,
-        setting="learner.learning_rate",
+        setting="rewards",
         change=_CHANGE,
     )
