@@ -7,7 +7,7 @@ and waiting for their batch). A group that falls out frees its credit, which its
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import structlog
 
@@ -30,6 +30,7 @@ _OUTCOMES = {
     Outcome.NO_SIGNAL: log_pb2.GROUP_OUTCOME_NO_SIGNAL,
     Outcome.QUARANTINED: log_pb2.GROUP_OUTCOME_QUARANTINED,
 }
+_NO_SIGNAL = "all weighted rewards are equal, or fewer than two could be scored"
 
 
 class Collector:
@@ -66,7 +67,8 @@ class Collector:
         self._events = events
         self._desk = desk
         self._on_dropped = on_dropped
-        self._weights = {name: reward.weight for name, reward in recipe.rewards.items()}
+        self._weights: dict[str, float] = {}
+        self._judged_by: dict[str, float] = {}
         self._accepted: dict[GroupId, Arrival] = {}
         self._labels: dict[PolicyVersion, str] = {}
         self._current: WeightsLabel | None = None
@@ -74,16 +76,34 @@ class Collector:
         self._dropped_this_step = 0
         self.refills_exhausted = False
 
-    def begin_step(self, current: WeightsLabel) -> None:
-        """The step now collected for is sampled (synchronous) or judged (asynchronous) at these weights."""
+    def begin_step(self, current: WeightsLabel, step: int) -> None:
+        """Groups that come in from now on are for a step.
+
+        Args:
+            current: The weights that it is sampled by (synchronous) or its groups' age counts from (asynchronous).
+            step: Counts from 1; says which rewards have which weight.
+        """
         self._current = current
         self._labels[current.policy_version] = current.weights_sha256
-        self._dropped_this_step = 0
+        self._weights = self._recipe.reward_weights(step)
+
+    def begin_refills(self, dropped: int = 0) -> None:
+        """Counts groups that fall out from here on: at a new batch, or at a second try for one that came to nothing.
+
+        Args:
+            dropped: How many fell out before a trainer took the run up again.
+        """
+        self._dropped_this_step = dropped
         self.refills_exhausted = False
 
     def know_label(self, label: WeightsLabel) -> None:
         """Registers weights of the past whose samples may still come in."""
         self._labels[label.policy_version] = label.weights_sha256
+
+    def forget_labels(self, versions: Collection[PolicyVersion]) -> None:
+        """Weights that the run was rolled back from: what they sampled goes stale, also what waits for its batch."""
+        for version in versions:
+            self._labels.pop(version, None)
 
     def accepted(self) -> tuple[GroupId, ...]:
         """Groups waiting for their batch."""
@@ -96,7 +116,7 @@ class Collector:
 
     @property
     def dropped_this_step(self) -> int:
-        """Groups that fell out since the step began."""
+        """Groups that fell out since the last batch was formed, or since the last try for one."""
         return self._dropped_this_step
 
     def top_up(self, remaining_steps: int) -> None:
@@ -177,7 +197,7 @@ class Collector:
 
         An empty list means that all groups of the step fell out and none may be sent any more.
         """
-        self._drop_overaged()
+        self._judge_again()
         per_step = self._recipe.run.groups_per_step
         if len(self._accepted) < per_step and not (self.refills_exhausted and self.outstanding == 0):
             return None
@@ -190,6 +210,7 @@ class Collector:
             group_id = GroupId(arrival.group.group.prompt.group_id)
             del self._accepted[group_id]
             self._ledger.record_outcome(group_id, Outcome.TRAINED)
+        self.begin_refills()
 
     def close_out(self) -> None:
         """At the end of a run: whatever is still accepted will not be trained on."""
@@ -207,15 +228,13 @@ class Collector:
         reason = self._label_fault(arrival)
         if reason:
             self._drop(group_id, Outcome.STALE, reason, arrival)
-        elif not has_signal(reward_columns(arrival.group), self._weights, self._recipe.learner.combine):
-            self._drop(
-                group_id,
-                Outcome.NO_SIGNAL,
-                "all weighted rewards are equal, or fewer than two could be scored",
-                arrival,
-            )
+        elif not self._has_signal(arrival):
+            self._drop(group_id, Outcome.NO_SIGNAL, _NO_SIGNAL, arrival)
         else:
             self._accepted[group_id] = arrival
+
+    def _has_signal(self, arrival: Arrival) -> bool:
+        return has_signal(reward_columns(arrival.group), self._weights, self._recipe.learner.combine)
 
     def _label_fault(self, arrival: Arrival) -> str:
         for completion in arrival.group.group.completions:
@@ -232,11 +251,16 @@ class Collector:
             return f"{lag} versions old, max_staleness is {self._recipe.run.max_staleness}"
         return ""
 
-    def _drop_overaged(self) -> None:
+    def _judge_again(self) -> None:
+        """Groups accepted for an earlier step may be too old by now, or have no signal under this step's weights."""
+        reweighted = self._weights != self._judged_by
+        self._judged_by = self._weights
         for group_id, arrival in list(self._accepted.items()):
-            reason = self._staleness_fault(arrival)
+            reason = self._label_fault(arrival)
             if reason:
                 self._drop(group_id, Outcome.STALE, reason, arrival)
+            elif reweighted and not self._has_signal(arrival):
+                self._drop(group_id, Outcome.NO_SIGNAL, _NO_SIGNAL, arrival)
 
     def _drop(self, group_id: GroupId, outcome: Outcome, reason: str, arrival: Arrival | None = None) -> None:
         issue = self._ledger.open.get(group_id)

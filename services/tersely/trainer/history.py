@@ -62,6 +62,8 @@ class History:
         rollbacks: By the last step trained before them; the newest for each.
         stretches: Who trained which steps last, in order.
         highest_version: The highest number ever given out.
+        dropped: Groups that fell out on the way to the batch of each step.
+        dropped_since_batch: Groups that fell out after the newest batch.
     """
 
     run_id: RunId | None = None
@@ -73,6 +75,8 @@ class History:
     rollbacks: dict[int, Rollback] = field(default_factory=dict)
     stretches: list[Stretch] = field(default_factory=list)
     highest_version: PolicyVersion = field(default_factory=lambda: PolicyVersion(0))
+    dropped: dict[int, int] = field(default_factory=dict)
+    dropped_since_batch: int = 0
 
     @property
     def last_step(self) -> int:
@@ -143,9 +147,12 @@ def fold(records: Iterable[log_pb2.LogRecord]) -> History:
             )
         elif kind == "group_dropped":
             dropped = record.group_dropped
-            history.ledger.record_outcome(GroupId(dropped.group_id), _OUTCOMES[dropped.outcome])
+            if history.ledger.record_outcome(GroupId(dropped.group_id), _OUTCOMES[dropped.outcome]):
+                history.dropped_since_batch += 1
         elif kind == "batch_formed":
             history.batches[record.batch_formed.step] = list(record.batch_formed.groups)
+            history.dropped[record.batch_formed.step] = history.dropped_since_batch
+            history.dropped_since_batch = 0
             for group in record.batch_formed.groups:
                 history.ledger.record_outcome(GroupId(group.group.prompt.group_id), Outcome.TRAINED)
         elif kind == "version_committed":

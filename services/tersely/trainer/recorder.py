@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from tersely.config import Recipe
 from tersely.telemetry.events import EventLog, read_events
-from tersely.telemetry.samples import SampleLog
+from tersely.telemetry.samples import SampleLog, read_samples
 from tersely.trainer.health import StepHealth
+from tersely.trainer.history import Rollback
 from tersely.trainer.samples import batch_figures, oldest_version, sample_rows
 from tersely.trainer.status import Status
 from tersely.types import GroupId, PolicyVersion, WeightsLabel
@@ -25,16 +27,20 @@ class Recorder:
         events: The event log.
         samples: The samples file.
         status: What the world sees.
+        recipe: Says which stage a step belongs to.
 
     What an earlier trainer of the run recorded before it died is not recorded again.
     """
 
-    def __init__(self, events: EventLog, samples: SampleLog, status: Status) -> None:
+    def __init__(self, events: EventLog, samples: SampleLog, status: Status, recipe: Recipe) -> None:
         self._events = events
         self._samples = samples
         self._status = status
+        self._recipe = recipe
         self._trained: set[str] = set()
         self._finished: set[int] = set()
+        self._stages: set[int] = set()
+        self._evaluated: set[tuple[str, str]] = set()
         self._fallen: Counter[str] = Counter()  # groups that fell out since the last step, by outcome
         for event in read_events(events.path):
             if event["kind"] == "group_trained":
@@ -44,6 +50,19 @@ class Recorder:
                 self._fallen.clear()
             elif event["kind"] in ("group_no_signal", "group_stale"):
                 self._fallen[event["kind"].removeprefix("group_")] += 1
+            elif event["kind"] == "stage_began":
+                self._stages.add(event["step"])
+            elif event["kind"] == "evaluation_finished":
+                self._evaluated.add((event["name"], event["weights_sha256"]))
+
+    def stage(self, step: int) -> None:
+        """Tells which stage the step to come belongs to, and writes it down where a stage begins."""
+        name = self._recipe.stage_name(step)
+        self._status.update(stage=name)
+        first = name is not None and (step == 1 or self._recipe.stage_name(step - 1) != name)
+        if first and step not in self._stages:
+            self._stages.add(step)
+            self._events.write("stage_began", step=step, name=name, weights=self._recipe.reward_weights(step))
 
     def trained(
         self,
@@ -56,8 +75,8 @@ class Recorder:
         seconds: Mapping[str, float],
         dropped: int,
         replayed: bool = False,
-    ) -> None:
-        """Records a trained batch.
+    ) -> dict[str, Any]:
+        """Records a trained batch, unless an earlier trainer of the run did.
 
         Args:
             step: Its number, from 1.
@@ -68,9 +87,12 @@ class Recorder:
             seconds: Duration per phase of the loop; the learner's own phases are added.
             dropped: Groups that fell out on the way to this batch.
             replayed: Whether the batch was taken from the log after a restart.
+
+        Returns:
+            The figures of the step; empty where they were recorded before.
         """
         if step in self._finished:
-            return
+            return {}
         with_rewards = self._fallen["no_signal"] + len(groups)
         lags = [sampled_at - oldest_version(group) for group in groups]
         for group in groups:
@@ -101,9 +123,43 @@ class Recorder:
             "step_seconds": sum(seconds.values()),
             "replayed": replayed,
         }
+        if self._recipe.stages:
+            figures["stage"] = self._recipe.stage_name(step)
+            figures["reward_weights"] = self._recipe.reward_weights(step)
         self._fallen.clear()
         self._events.write("step_finished", **figures)
         self._status.update(step=step, policy_version=made.policy_version, last_step=figures)
+        return figures
+
+    def rolled_back(self, rollback: Rollback) -> None:
+        """Records that the learner took over an earlier state.
+
+        Args:
+            rollback: As it stands in the log.
+        """
+        self._events.write("rolled_back", **rollback_facts(rollback))
+        self._status.update(policy_version=rollback.label.policy_version)
+
+    def evaluated(self, result: Mapping[str, Any]) -> None:
+        """Records an evaluation and its completions, once.
+
+        Args:
+            result: What evaluation-NAME.json holds.
+        """
+        key = (result["name"], result["weights_sha256"])
+        if key in self._evaluated:
+            return
+        self._evaluated.add(key)
+        # An earlier trainer may have died among the rows of this very evaluation.
+        known = {
+            (row["group_id"], row["sample_index"], row["policy_version"])
+            for row in read_samples(self._samples.path)
+            if row.get("evaluation") == result["name"]
+        }
+        for row in result["rows"]:
+            if (row["group_id"], row["sample_index"], row["policy_version"]) not in known:
+                self._samples.write(**row)
+        self._events.write("evaluation_finished", **{name: value for name, value in result.items() if name != "rows"})
 
     def dropped(self, group: group_pb2.ScoredGroup, outcome: str, step: int) -> None:
         """Keeps the samples of a group that is not trained on.
@@ -116,3 +172,14 @@ class Recorder:
         self._fallen[outcome] += 1
         for row in sample_rows(group, step=step, outcome=outcome, advantages=None):
             self._samples.write(**row)
+
+
+def rollback_facts(rollback: Rollback) -> dict[str, Any]:
+    """Fields of a `rolled_back` event."""
+    return {
+        "step": rollback.step,
+        "to_step": rollback.to_step,
+        "policy_version": rollback.label.policy_version,
+        "weights_sha256": rollback.label.weights_sha256,
+        "reason": rollback.reason,
+    }

@@ -107,7 +107,11 @@ def batch_figures(batch: Sequence[group_pb2.ScoredGroup]) -> dict[str, Any]:
         "within_5": sum(is_within(completion, target) for target, completion in pairs) / count,
         "length_std": sum(spreads) / len(spreads),
         "truncated": sum(not stopped(completion) for _, completion in pairs) / count,
+        "mean_target_tokens": sum(target for target, _ in pairs) / count,
         "length_histogram": sorted(Counter(lengths).items()),
+        "length_error_histogram": sorted(
+            Counter(n - target for n, (target, _) in zip(lengths, pairs, strict=True)).items()
+        ),
         "completions": count,
         **text_figures(_texts_by_prompt(batch)),
     }

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis
 import structlog
@@ -29,11 +29,13 @@ from tersely.trainer.checkpoint import list_checkpoints
 from tersely.trainer.collector import Collector
 from tersely.trainer.environment import environment_facts
 from tersely.trainer.evaluation import EvaluationDesk
+from tersely.trainer.event_repair import repair_events
 from tersely.trainer.export import export_policy
 from tersely.trainer.issuing import Issuer
 from tersely.trainer.learner import Learner
-from tersely.trainer.loop import Parts, TrainingLoop
+from tersely.trainer.loop import TrainingLoop
 from tersely.trainer.nodes import node_facts
+from tersely.trainer.parts import Parts
 from tersely.trainer.provenance import provenance_of
 from tersely.trainer.recorder import Recorder
 from tersely.trainer.report import build_report
@@ -43,10 +45,13 @@ from tersely.trainer.run_directory import RunDirectory, course_sha256, refuse_ot
 from tersely.trainer.run_service import RunServicer
 from tersely.trainer.status import Status, StatusWriter
 from tersely.trainer.wal import WriteAheadLog
-from tersely.types import NodeId, PolicyVersion, RunId, WeightsLabel
+from tersely.types import NodeId, RunId, WeightsLabel
 from tersely.v1 import log_pb2, run_pb2_grpc
 from tersely.weights.servicer import CheckpointServicer
 from tersely.weights.store import SnapshotStore
+
+if TYPE_CHECKING:
+    from tersely.trainer.distributed.team import Team
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +71,7 @@ class Inputs:
     train_prompts: PromptSource
     eval_prompts: Sequence[PreparedPrompt]
     process_started: float
+    team: Team | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +100,7 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
     stage = _open(inputs, directory, drain, stack, history)
     store, status, ring, events = stage.store, stage.status, stage.ring, stage.events
 
-    learner = Learner(
-        inputs.model_folder,
-        recipe.learner,
-        temperature=recipe.sampling.temperature,
-        reward_weights=recipe.reward_weights,
-        total_steps=recipe.run.steps,
-        max_completion_tokens=recipe.max_completion_tokens,
-        stop_token_ids=inputs.tokenizer.stop_token_ids,
-    )
+    learner = _learner(inputs)
     first = store.prepare(0, learner.published())
     initial = history.initial or first.label
     if first.label.weights_sha256 != initial.weights_sha256:
@@ -117,7 +115,10 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
     if inputs.eval_prompts and directory.read_json("evaluation-before.json") is None:
         store.announce(first)
         store.pin(initial)
-    recorder = Recorder(events, stack.enter_context(SampleLog(directory.file("samples.jsonl"))), status)
+    if resumed:
+        repair_events(wal.records(), events)
+    samples = stack.enter_context(SampleLog(directory.file("samples.jsonl")))
+    recorder = Recorder(events, samples, status, recipe)
     position = Position(0, initial)
     if resumed:
         position = restore(history, start, checkpoints, learner, store, wal, events, recorder)
@@ -141,11 +142,7 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
         on_dropped=lambda arrival, outcome: recorder.dropped(arrival.group, outcome, status.snapshot()["step"] + 1),
     )
     stage.books.accepted = collector.accepted
-    for known in (initial, *history.known_labels):
-        collector.know_label(known)
-    collector.begin_step(position.label)
-    if resumed:
-        collector.take_again()
+    collector.know_label(initial)
     parts = Parts(
         recipe=recipe,
         directory=directory,
@@ -162,15 +159,16 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
         drain=drain,
         eval_prompts=inputs.eval_prompts,
     )
-    highest = PolicyVersion(max(history.highest_version, position.label.policy_version))
-    loop = TrainingLoop(parts, position, initial, highest)
+    loop = TrainingLoop(parts, position, history, initial)
+    if resumed:
+        collector.take_again()
     try:
         finished = loop.run()
     except BaseException:
         status.update(state="failed", waiting_for=None)
         raise
     if not finished:
-        events.write("run_drained", step=loop.step)
+        events.write("run_drained", step=loop.step, stopped_by=loop.stopped_by or None)
         status.update(state="drained", waiting_for=None)
         return DRAINED
     provenance = provenance_of(directory.path, recipe, stage.run_id, loop.step, loop.label)
@@ -182,6 +180,21 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
     )
     status.update(state="finished", waiting_for=None)
     return FINISHED
+
+
+def _learner(inputs: Inputs) -> Learner:
+    recipe, stop_token_ids = inputs.recipe, inputs.tokenizer.stop_token_ids
+    if inputs.team is not None:
+        return inputs.team.learner(inputs.model_folder, recipe, stop_token_ids)
+    return Learner(
+        inputs.model_folder,
+        recipe.learner,
+        temperature=recipe.sampling.temperature,
+        reward_weights=recipe.reward_weights,
+        total_steps=recipe.run.steps,
+        max_completion_tokens=recipe.max_completion_tokens,
+        stop_token_ids=stop_token_ids,
+    )
 
 
 def _open(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, stack: ExitStack, history: History) -> _Stage:
@@ -209,6 +222,9 @@ def _open(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, stack: Ex
         queues={},
         last_step=None,
         evaluation=None,
+        stage=None,
+        best=directory.read_json("best.json"),
+        stopped_by=None,
     )
     server = GrpcServer(recipe.rpc.host, recipe.rpc.port, recipe.rpc.insecure_lan)
     checkpoints = CheckpointServicer(store)

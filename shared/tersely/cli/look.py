@@ -24,9 +24,13 @@ def samples(
     last: Annotated[int | None, typer.Option("--last", min=1, help="The newest N (default 5).")] = None,
     worst: Annotated[int | None, typer.Option("--worst", min=1, help="The N with the lowest reward.")] = None,
     best: Annotated[int | None, typer.Option("--best", min=1, help="The N with the highest reward.")] = None,
+    evaluation: Annotated[
+        str | None,
+        typer.Option("--evaluation", metavar="NAME", help="Held-out ones: before, after, step-000020 ..."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prints completions."""
+    """Prints completions of training, or of one evaluation."""
     from tersely.supervise.run_dir import RunDir
     from tersely.telemetry.samples import read_samples
     from tersely.view import figures
@@ -36,7 +40,7 @@ def samples(
         raise typer.BadParameter("Give one of --last, --worst, --best.")
     folder = RunDir(run_dir.resolve())
     folder.check_exists()
-    rows = list(read_samples(folder.samples))
+    rows = [row for row in read_samples(folder.samples) if row.get("evaluation") == evaluation]
     if worst is not None or best is not None:
         rows = [row for row in rows if total_reward(row) is not None]
         rows.sort(key=lambda row: total_reward(row) or 0.0, reverse=best is not None)
@@ -47,9 +51,10 @@ def samples(
         if as_json:
             typer.echo(json.dumps(row, ensure_ascii=False))
             continue
-        head = (
-            f"step {row.get('step')}  {row.get('prompt_id')}  {row.get('tokens')} tokens of {row.get('target_tokens')}"
-        )
+        where = f"step {row.get('step')}"
+        if row.get("outcome") == "evaluation":
+            where = f"evaluation {row.get('evaluation')}, {row.get('mode')}"
+        head = f"{where}  {row.get('prompt_id')}  {row.get('tokens')} tokens of {row.get('target_tokens')}"
         typer.echo(f"{head}  {figures.rewards(row)}\n  {one_line(str(row.get('text', '')))}")
 
 

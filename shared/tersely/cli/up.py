@@ -61,12 +61,14 @@ def up(
     )
     outcome = LocalRun(plan, view, make_server).run()
     if not outcome.finished:
-        step = (read_json(folder.status) or {}).get("step")
+        status = read_json(folder.status) or {}
+        step = status.get("step")
         where = "" if step is None else f" at step {step} of {loaded.run.steps}"
         again = ["tersely", "up", str(recipe), "--run-dir", str(path)]
         again += ["--resume"] if folder.holds_run() else []
         again += [word for item in items for word in ("--set", item)]
-        how = signal.Signals(outcome.signal_number).name if outcome.signal_number else "its trainer was stopped"
+        how = "its trainer was stopped" if status.get("stopped_by") is None else status["stopped_by"]
+        how = signal.Signals(outcome.signal_number).name if outcome.signal_number else how
         line = f"stopped ({how}){where}; go on with: {shlex.join(again)}"
         typer.echo(line, err=True)
         raise typer.Exit(outcome.exit_code)

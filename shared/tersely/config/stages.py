@@ -61,6 +61,15 @@ def stage_at(stages: Sequence[StageSection], step: int) -> tuple[StageSection, i
     return stages[-1], stages[-1].steps - 1
 
 
+def stage_bounds(stages: Sequence[StageSection]) -> list[tuple[StageSection, int, int]]:
+    """Each stage with its first and last step, counted from 1."""
+    bounds, first = [], 1
+    for stage in stages:
+        bounds.append((stage, first, first + stage.steps - 1))
+        first += stage.steps
+    return bounds
+
+
 def stage_weights(stages: Sequence[StageSection], step: int) -> dict[str, float]:
     """Weights of the rewards that the stage of a step names; linear from `weight` to `final_weight` over its steps."""
     stage, place = stage_at(stages, step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -13,6 +14,7 @@ from tersely.telemetry.events import EventLog, read_events
 from tersely.trainer.books import Books, balanced
 from tersely.trainer.collector import Collector
 from tersely.trainer.evaluation import Evaluation, EvaluationDesk
+from tersely.trainer.history import fold
 from tersely.trainer.issuing import Issuer
 from tersely.trainer.ledger import Ledger, Outcome
 from tersely.trainer.ring import Arrival, Ring
@@ -26,13 +28,25 @@ V1 = WeightsLabel(PolicyVersion(1), "bb")
 V2 = WeightsLabel(PolicyVersion(2), "cc")
 
 
+class Prompts:
+    """Prompts that need no tokenizer."""
+
+    def __len__(self) -> int:
+        return 50
+
+    def prompt_id(self, index: int) -> str:
+        return f"p{index}"
+
+    def prompt(self, index: int, target_tokens: int) -> PreparedPrompt:
+        return PreparedPrompt(f"p{index}", (1, 2), "doc", f"ref of {target_tokens}", target_tokens, 0)
+
+
 class Bench:
     """A collector with its surroundings, and hands to play worker and scorer."""
 
-    def __init__(self, client: redis.Redis, folder: Path, **run: int) -> None:
-        self.recipe = Recipe.model_validate({"run": {"groups_per_step": 2, "group_size": 2, **run}})
+    def __init__(self, client: redis.Redis, folder: Path, sections: dict[str, Any], **run: int) -> None:
+        self.recipe = Recipe.model_validate({"run": {"groups_per_step": 2, "group_size": 2, **run}, **sections})
         run_id = RunId("r-test")
-        prompts = [PreparedPrompt(f"p{i}", (1, 2), "doc", "ref", 64, 0) for i in range(50)]
         self.ledger = Ledger()
         self.ring = Ring(client, run_id, self.recipe.queue)
         self.ring.create()
@@ -43,7 +57,7 @@ class Bench:
         self.dropped: list[tuple[str, Outcome]] = []
         self.collector = Collector(
             self.recipe,
-            Issuer(run_id, 1, self.recipe, prompts, (STOP,)),
+            Issuer(run_id, 1, self.recipe, Prompts(), (STOP,)),
             self.ledger,
             self.ring,
             self.wal,
@@ -51,7 +65,7 @@ class Bench:
             desk=self.desk,
             on_dropped=lambda arrival, outcome: self.dropped.append((arrival.group.group.prompt.group_id, outcome)),
         )
-        self.collector.begin_step(V0)
+        self.collector.begin_step(V0, 1)
 
     def close(self) -> None:
         self.events.close()
@@ -65,9 +79,13 @@ class Bench:
         return groups
 
     def answer(
-        self, prompt: group_pb2.PromptGroup, rewards: tuple[float | None, ...] = (0.0, 1.0), label: WeightsLabel = V0
+        self,
+        prompt: group_pb2.PromptGroup,
+        rewards: tuple[float | None, ...] = (0.0, 1.0),
+        label: WeightsLabel = V0,
+        **others: tuple[float, ...],
     ) -> None:
-        """Pushes a scored group, as the scorer would."""
+        """Pushes a scored group, as the scorer would; rewards are those named length, others have their names."""
         scored = group_pb2.ScoredGroup(group=group_pb2.CompletionGroup(prompt=prompt))
         for index, reward in enumerate(rewards):
             completion = scored.group.completions.add(
@@ -77,7 +95,10 @@ class Bench:
                 finish_reason=common_pb2.FINISH_REASON_STOP,
             )
             completion.version_spans.add(weights=label.to_proto(), first_token=0, token_count=2)
-            scored.rewards.add().rewards.add(name="length", value=reward)
+            row = scored.rewards.add()
+            row.rewards.add(name="length", value=reward)
+            for name, values in others.items():
+                row.rewards.add(name=name, value=values[index])
         self.ring.scored.add(GroupId(prompt.group_id), scored.SerializeToString())
 
     def batch(self) -> list[Arrival] | None:
@@ -92,8 +113,8 @@ class Bench:
 def make_bench(valkey_client: redis.Redis, tmp_path: Path):
     benches: list[Bench] = []
 
-    def make(**run: int) -> Bench:
-        benches.append(Bench(valkey_client, tmp_path, **run))
+    def make(sections: dict[str, Any] | None = None, **run: int) -> Bench:
+        benches.append(Bench(valkey_client, tmp_path, sections or {}, **run))
         return benches[-1]
 
     yield make
@@ -192,8 +213,8 @@ def test_groups_too_old_or_of_unknown_weights_go_stale_and_are_replaced(make_ben
     bench = make_bench(max_staleness=1)
     bench.collector.top_up(10)
     groups = bench.leased_prompts()
-    bench.collector.begin_step(V1)
-    bench.collector.begin_step(V2)
+    bench.collector.begin_step(V1, 2)
+    bench.collector.begin_step(V2, 3)
     bench.answer(groups[0], label=V0)
     bench.answer(groups[1], label=V1)
     bench.answer(groups[2], label=WeightsLabel(PolicyVersion(2), "lie"))
@@ -211,8 +232,8 @@ def test_staleness_is_judged_when_the_batch_is_formed(make_bench) -> None:
     groups = bench.leased_prompts()
     bench.answer(groups[0])
     bench.collector.poll(0)
-    bench.collector.begin_step(V1)
-    bench.collector.begin_step(V2)
+    bench.collector.begin_step(V1, 2)
+    bench.collector.begin_step(V2, 3)
     assert bench.collector.batch() is None
     assert bench.dropped == [(groups[0].group_id, Outcome.STALE)]
 
@@ -279,7 +300,7 @@ def test_an_evaluation_ends_when_each_prompt_has_come_back_or_failed_for_good(ma
     prompts = [PreparedPrompt(f"e{i}", (1, 2), "doc", "ref", 64, 0) for i in range(2)]
     evaluation = Evaluation("before", V0, prompts)
     bench.desk.current = evaluation
-    issuer = Issuer(RunId("r-test"), 1, bench.recipe, prompts, (STOP,))
+    issuer = Issuer(RunId("r-test"), 1, bench.recipe, Prompts(), (STOP,))
     evaluation.send(issuer, bench.ring)
     evaluation.send(issuer, bench.ring)
     first, second = bench.leased_prompts()
@@ -296,3 +317,99 @@ def test_an_evaluation_ends_when_each_prompt_has_come_back_or_failed_for_good(ma
     assert [result[mode]["n"] for mode in ("greedy", "sampled")] == [2, 2]
     assert result["failed_prompts"] == 0
     assert bench.ledger.duplicates == 0
+
+
+def test_an_evaluation_ignores_what_other_weights_sampled(make_bench) -> None:
+    bench = make_bench()
+    prompts = [PreparedPrompt("e0", (1, 2), "doc", "ref", 64, 0)]
+    evaluation = Evaluation("step-000002", V1, prompts, 2)
+    bench.desk.current = evaluation
+    evaluation.send(Issuer(RunId("r-test"), 1, bench.recipe, Prompts(), (STOP,)), bench.ring)
+    (sent,) = bench.leased_prompts()
+    bench.answer(sent, label=V0)
+    bench.collector.poll(0)
+    assert evaluation.done == 0
+    bench.answer(sent, label=V1)
+    bench.collector.poll(0)
+    assert evaluation.complete
+    row = evaluation.result()["rows"][0]
+    assert (row["outcome"], row["evaluation"], row["step"], row["mode"]) == ("evaluation", "step-000002", 2, "greedy")
+    assert row["rewards"] == {"length": 0.0}
+
+
+STAGES = {
+    "rewards": {"length": {}, "rouge_l": {}},
+    "stages": [
+        {"name": "length", "steps": 1, "rewards": {"length": {}}},
+        {"name": "quality", "steps": 2, "rewards": {"rouge_l": {}}},
+    ],
+}
+
+
+def test_signal_is_judged_by_the_weights_of_the_step_that_a_group_is_batched_for(make_bench) -> None:
+    bench = make_bench(STAGES, max_staleness=1, steps=3)
+    bench.collector.top_up(3)
+    first, second, third, fourth = bench.leased_prompts()
+    for group in (first, second, third):
+        bench.answer(group, (0.0, 1.0), rouge_l=(0.5, 0.5))
+    batch = bench.batch()
+    assert numbers(batch) == [0, 1]
+    bench.collector.remove(batch)
+    bench.collector.begin_step(V1, 2)
+    assert bench.collector.batch() is None
+    assert bench.dropped == [(third.group_id, Outcome.NO_SIGNAL)], "its rouge_l values are equal"
+    bench.answer(fourth, (0.5, 0.5), rouge_l=(0.1, 0.2))
+    bench.collector.top_up(2)
+    for group in bench.leased_prompts():
+        bench.answer(group, (0.0, 0.0), V1, rouge_l=(0.0, 1.0))
+    assert numbers(bench.batch()) == [3, 4]
+
+
+def test_each_issue_draws_its_own_target_and_keeps_it_when_sent_again(make_bench) -> None:
+    bench = make_bench({"length": {"target_range": [10, 90]}}, groups_per_step=8)
+    bench.collector.top_up(1)
+    sent = bench.leased_prompts()
+    targets = [group.target_tokens for group in sent]
+    assert len(set(targets)) > 4
+    assert all(10 <= target <= 90 for target in targets)
+    assert [group.reference for group in sent] == [f"ref of {target}" for target in targets]
+    for issue in list(bench.ledger.open.values()):
+        bench.collector.send(issue)
+    assert bench.leased_prompts() == sent
+
+
+def test_what_weights_sampled_that_were_rolled_back_from_goes_stale(make_bench) -> None:
+    bench = make_bench(max_staleness=3)
+    bench.collector.top_up(10)
+    groups = bench.leased_prompts()
+    bench.collector.begin_step(V1, 2)
+    bench.answer(groups[0], label=V0)
+    bench.answer(groups[1], label=V1)
+    bench.collector.poll(0)
+    bench.collector.forget_labels([V1.policy_version])
+    bench.collector.begin_step(V2, 3)
+    bench.answer(groups[2], label=V1)
+    bench.answer(groups[3], label=V2)
+    assert numbers(bench.batch()) == [0, 3]
+    assert [outcome for _, outcome in bench.dropped] == [Outcome.STALE, Outcome.STALE]
+
+
+def test_refills_go_on_being_counted_where_an_earlier_trainer_left_off(make_bench) -> None:
+    bench = make_bench(max_refill=1)
+    bench.collector.top_up(10)
+    for group in bench.leased_prompts():
+        bench.answer(group, (0.5, 0.5))
+    bench.batch()
+    dropped = fold(bench.wal.records()).dropped_since_batch
+    assert dropped == bench.collector.dropped_this_step == 2
+    bench.collector.begin_refills(dropped)
+    bench.collector.top_up(10)
+    (only,) = bench.leased_prompts()
+    bench.answer(only)
+    bench.collector.poll(0)
+    bench.collector.top_up(10)
+    batch = bench.collector.batch()
+    assert numbers(batch) == [2]
+    assert bench.collector.dropped_this_step == 2
+    bench.collector.remove(batch)
+    assert bench.collector.dropped_this_step == 0

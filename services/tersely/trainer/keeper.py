@@ -1,0 +1,121 @@
+"""Which checkpoints there are, and which of them is the best on held-out prompts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import structlog
+
+from tersely.trainer.checkpoint import Checkpoint, list_checkpoints, write_checkpoint
+from tersely.trainer.history import History
+from tersely.trainer.parts import Parts, Standing
+
+log = structlog.get_logger(__name__)
+
+_BEST = "best.json"
+
+
+class CheckpointKeeper:
+    """Writes checkpoints and keeps the newest few, the best one, and those that a roll-back goes back to.
+
+    Args:
+        parts: What the loop works with.
+        standing: Where the run stands.
+        history: The run's log, kept up to date by whoever writes to it.
+    """
+
+    def __init__(self, parts: Parts, standing: Standing, history: History) -> None:
+        self._parts = parts
+        self._standing = standing
+        self._history = history
+
+    def ensure(self) -> None:
+        """Writes a checkpoint of the step last trained, unless there is one."""
+        if self._standing.checkpointed_step < self._standing.step:
+            self.write()
+
+    def write(self) -> None:
+        """Writes a checkpoint of the step last trained."""
+        parts, standing = self._parts, self._standing
+        parts.status.update(waiting_for="the checkpoint to be written")
+        began = time.monotonic()
+        tensors, learner = parts.learner.state()
+        best = parts.directory.read_json(_BEST)
+        path = write_checkpoint(
+            parts.directory.checkpoints,
+            step=standing.step,
+            policy_version=standing.label.policy_version,
+            weights_sha256=standing.label.weights_sha256,
+            tensors=tensors,
+            learner=learner,
+            keep=parts.recipe.run.keep_checkpoints,
+            protect=frozenset() if best is None else frozenset({best["step"]}),
+            rollbacks={rollback.step: rollback.to_step for rollback in self._history.rollbacks.values()},
+        )
+        standing.checkpointed_step = standing.step
+        parts.events.write("checkpoint_written", step=standing.step, path=path.name, seconds=time.monotonic() - began)
+
+    def choose_best(self) -> None:
+        """Finds the best of the evaluated checkpoints and names it in best.json; of equals the earliest.
+
+        A checkpoint of a stretch that the run went back from can be the best: it is what it was measured as.
+        """
+        recipe, directory = self._parts.recipe, self._parts.directory
+        if not recipe.evaluation.every:
+            return
+        figure, best = recipe.best_figure, None
+        for checkpoint, evaluation in self._evaluated():
+            of_mode = evaluation[figure.mode]
+            value = of_mode["rewards"].get(figure.name, of_mode.get(figure.name))
+            if value is not None and (best is None or figure.is_better(value, best["value"])):
+                best = {
+                    "step": checkpoint.step,
+                    "figure": recipe.evaluation.best_by,
+                    "value": value,
+                    "checkpoint": f"checkpoints/{checkpoint.path.name}",
+                    "policy_version": checkpoint.policy_version,
+                    "weights_sha256": checkpoint.weights_sha256,
+                }
+        if best is not None and best != directory.read_json(_BEST):
+            directory.write_json(_BEST, best)
+            self._parts.events.write("best_checkpoint", **best)
+        self._parts.status.update(best=best)
+
+    def target(self) -> Checkpoint | None:
+        """The checkpoint to go back to when the last steps went wrong.
+
+        The best one; where nothing was evaluated, the newest from before the window that alarms look at, or else the
+        oldest. Never one of a stretch that the run went back from already.
+        """
+        step = self._standing.step
+        alive = [
+            checkpoint
+            for checkpoint in list_checkpoints(self._parts.directory.checkpoints)
+            if checkpoint.step < step and not self._was_left(checkpoint)
+        ]
+        best = self._parts.directory.read_json(_BEST)
+        for checkpoint in alive:
+            if best is not None and checkpoint.weights_sha256 == best["weights_sha256"]:
+                return checkpoint
+        before = [one for one in alive if one.step <= step - self._parts.recipe.alarms.window_steps]
+        return before[-1] if before else next(iter(alive), None)
+
+    def _was_left(self, checkpoint: Checkpoint) -> bool:
+        return any(
+            rollback.to_step < checkpoint.step <= rollback.step
+            and checkpoint.policy_version < rollback.label.policy_version
+            for rollback in self._history.rollbacks.values()
+        )
+
+    def _evaluated(self) -> Iterator[tuple[Checkpoint, dict[str, Any]]]:
+        """Checkpoints on disk whose weights were evaluated, oldest first."""
+        directory = self._parts.directory
+        evaluations = {}
+        for path in sorted(directory.path.glob("evaluation-*.json")):
+            evaluation = directory.read_json(path.name)
+            evaluations[evaluation["weights_sha256"]] = evaluation
+        for checkpoint in list_checkpoints(directory.checkpoints):
+            if checkpoint.weights_sha256 in evaluations:
+                yield checkpoint, evaluations[checkpoint.weights_sha256]
