@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import structlog
 
@@ -74,6 +74,8 @@ def restore(
     """
     step, label = start.step, start.label
     for done in retrace(history, learner, start, checkpoints):
+        if done.is_start:
+            continue
         step, sampled_at = done.step, label.policy_version
         logged = history.versions.get(step) if done.rollback is None else done.rollback.label
         label = _label_reached(step, logged, learner, store, history, events)
@@ -84,6 +86,7 @@ def restore(
         if label != logged:
             history.committed(step, label)
             commit_version(wal, step, label)
+            events.write("version_published", step=step, **asdict(label))
         assert done.health is not None
         log.info("replayed a logged batch", step=step, of=history.last_step)
         recorder.trained(
@@ -93,7 +96,7 @@ def restore(
             sampled_at=sampled_at,
             made=label,
             seconds={"learn": done.seconds},
-            dropped=0,
+            dropped=history.dropped.get(step, 0),
             replayed=True,
         )
     return Position(step, label, max((checkpoint.step for checkpoint in checkpoints), default=0))

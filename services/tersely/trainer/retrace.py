@@ -45,21 +45,26 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Retraced:
-    """One thing done: a step trained, or a roll-back.
+    """One thing done: the beginning (the first), a step trained, or a roll-back.
 
     Attributes:
-        step: The step; for a roll-back the last one before it.
-        groups: The batch; empty for a roll-back.
-        health: What the learner measured; None for a roll-back.
-        rollback: The roll-back; None for a step.
+        step: Steps trained.
+        groups: The batch of a step.
+        health: What the learner measured at a step.
+        rollback: The roll-back, if it is one.
         seconds: How long it took.
     """
 
     step: int
-    groups: Sequence[group_pb2.ScoredGroup]
-    health: StepHealth | None
-    rollback: Rollback | None
     seconds: float
+    groups: Sequence[group_pb2.ScoredGroup] = ()
+    health: StepHealth | None = None
+    rollback: Rollback | None = None
+
+    @property
+    def is_start(self) -> bool:
+        """Whether it is the beginning."""
+        return self.health is None and self.rollback is None
 
 
 def choose_start(history: History, checkpoints: Sequence[Checkpoint], at_most: int | None = None) -> Start:
@@ -126,13 +131,15 @@ def retrace(
         if last_use.get(place) == rollback.step:
             del kept[place]
         keep((rollback.step, True))
-        return Retraced(rollback.step, (), None, rollback, time.monotonic() - began)
+        return Retraced(rollback.step, time.monotonic() - began, rollback=rollback)
 
+    began = time.monotonic()
     keep((0, False))
     if start.checkpoint is not None:
         learner.load_state(start.checkpoint.tensors(), start.checkpoint.learner)
     if start.step > 0:
         keep((start.step, start.rolled_back))
+    yield Retraced(start.step, time.monotonic() - began)
     if start.step in by_step:
         yield roll_back(by_step[start.step])
     for step in range(start.step + 1, history.last_step + 1):
@@ -144,7 +151,7 @@ def retrace(
         before_step(step)
         began, groups = time.monotonic(), history.batches[step]
         health = learner.train([training_group(group) for group in groups], step)
-        yield Retraced(step, groups, health, None, time.monotonic() - began)
+        yield Retraced(step, time.monotonic() - began, groups, health)
         keep((step, False))
         if step in by_step:
             yield roll_back(by_step[step])
