@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from dataclasses import replace
 
 import psutil
 import structlog
@@ -19,6 +20,7 @@ from tersely.node.options import ServiceOptions
 from tersely.queue.connect import connect, password_from, without_password
 from tersely.telemetry.disk import disk_errors
 from tersely.telemetry.logging import configure_logging
+from tersely.trainer.distributed.launch import world_size
 from tersely.trainer.evaluation import held_out_prompts
 from tersely.trainer.run_directory import RunDirectory
 from tersely.trainer.session import Inputs, run_session
@@ -27,18 +29,29 @@ log = structlog.get_logger(__name__)
 
 
 def run_trainer(options: ServiceOptions) -> int:
-    """Trains a run to its end, or until a drain.
+    """Trains a run to its end, or until a drain; under torchrun, as the rank that this process is.
 
     Returns:
         0 when the run is finished, 75 when it was drained before its end (it can be resumed).
     """
     configure_logging("trainer", json=options.log_json)
-    drain = DrainSignal()
-    drain.install()
     if options.recipe is None or options.run_dir is None:
         raise ConfigValue("The trainer needs a recipe and a run directory.", "Give --recipe FILE and --run-dir DIR.")
-    inputs = _read_inputs(options)
+    team = None
+    if world_size() > 1:
+        from tersely.trainer.distributed.group import join_ranks
+        from tersely.trainer.distributed.team import Team, follow
+
+        ranks = join_ranks()
+        if ranks.rank > 0:
+            return follow(ranks)
+        team = Team(ranks)
+    drain = DrainSignal()
+    drain.install()
     with ExitStack() as stack:
+        if team is not None:
+            stack.callback(team.stop)
+        inputs = replace(_read_inputs(options), team=team)
         directory = stack.enter_context(RunDirectory(options.run_dir, resume=options.resume))
         try:
             with disk_errors(f"the files of the run in {directory.path}"):
