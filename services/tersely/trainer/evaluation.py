@@ -189,6 +189,7 @@ def examples(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], 
     return [
         {
             "prompt_id": row["prompt_id"],
+            "target_tokens": row.get("target_tokens"),
             "document": row["document"],
             "reference": row["reference"],
             "before": row["text"],

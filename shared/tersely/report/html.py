@@ -12,6 +12,7 @@ from tersely.evaluation import WITHIN_TOKENS
 from tersely.queue.connect import without_password
 from tersely.report.alarms import alarm_section, alarm_steps
 from tersely.report.charts import Point, line_chart
+from tersely.report.course import course_section
 from tersely.report.style import CSS
 from tersely.report.table import held_out_rows
 from tersely.supervise.run_dir import RunDir, read_json
@@ -56,18 +57,20 @@ def render_report(
             deaths counted.
         recipe: The resolved recipe.
     """
-    target = report.get("target_tokens")
+    target, targets = report.get("target_tokens"), report.get("target_range")
+    length = target if not targets else f"{targets[0]} to {targets[1]}"
     curve = [event for event in events if event.get("kind") == "step_finished"] or report.get("curve") or []
     body = [
-        _headline(report, target),
+        _headline(report, length),
         alarm_section(events),
         _table(report),
         _examples(report.get("examples") or [], target),
+        course_section(report),
         _charts(curve, target, alarm_steps(events)),
         _books(report, events),
         _recipe(recipe or report.get("recipe") or {}),
     ]
-    title = ": ".join(["tersely", *([f"{target} tokens"] if target else [])])
+    title = ": ".join(["tersely", *([f"{length} tokens"] if length else [])])
     if report.get("run_id"):
         title += f", run {report['run_id']}"
     return (
@@ -121,9 +124,10 @@ def _examples(examples: Sequence[Mapping[str, Any]], target: object) -> str:
         return ""
     parts = ["<h2>Before and after</h2>"]
     for example in examples:
+        own = example.get("target_tokens", target)
         pair = "".join(
             f"<div class='card'><span class='muted'>{name} &middot; </span>"
-            f"{_length(example.get(f'{name}_tokens'), target)}{_completion(example.get(name))}</div>"
+            f"{_length(example.get(f'{name}_tokens'), own)}{_completion(example.get(name))}</div>"
             for name in ("before", "after")
         )
         parts.append(
@@ -158,7 +162,7 @@ def _charts(curve: Sequence[Mapping[str, Any]], target: object, marks: Sequence[
         return line_chart(title, _points(rows, key), marks=marks, **options)
 
     learned = [
-        chart("Mean tokens; shaded: target +-5", "mean_tokens", band=band, unit="tokens"),
+        chart(f"Mean tokens{'; shaded: target +-5' if band else ''}", "mean_tokens", band=band, unit="tokens"),
         chart("Mean absolute length error, tokens", "mean_abs_length_error", unit="tokens"),
         chart("Share within +-5 tokens", "within_5", percent=True),
         *(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -79,7 +80,7 @@ def picture(status: Mapping[str, Any], recipe: Recipe, lines: Sequence[str] = ()
     """
     step: Mapping[str, Any] = status.get("last_step") or {}
     figures_and_lengths = Table.grid(padding=(0, 4), expand=False)
-    figures_and_lengths.add_row(_step_table(step, recipe), _histogram(step, recipe.length.target_tokens))
+    figures_and_lengths.add_row(_step_table(step, recipe), _histogram(step, recipe))
     parts: list[RenderableType] = [_head(status, recipe), *_alarms(status), figures_and_lengths]
     parts += [_books(status), _nodes(status)]
     if lines:
@@ -125,7 +126,9 @@ def _step_table(step: Mapping[str, Any], recipe: Recipe) -> Table:
     table.add_column(justify="right")
     for name in recipe.rewards:
         table.add_row(f"reward {name}", figures.number((step.get("rewards") or {}).get(name), 3))
-    table.add_row("mean tokens", f"{figures.number(step.get('mean_tokens'))} of {recipe.length.target_tokens}")
+    least, most = recipe.length.targets
+    wanted = f"{least}" if least == most else f"{least} to {most}"
+    table.add_row("mean tokens", f"{figures.number(step.get('mean_tokens'))} of {wanted}")
     table.add_row("mean |error|", figures.number(step.get("mean_abs_length_error")))
     table.add_row("within +-5", figures.percent(step.get("within_5")))
     table.add_row("truncated", figures.percent(step.get("truncated")))
@@ -142,10 +145,12 @@ def _phases(step: Mapping[str, Any]) -> str:
     return "  ".join(f"{name} {figures.number(value)}" for name, value in seconds.items())
 
 
-def histogram_bins(histogram: Sequence[Sequence[float]], target: int, rows: int = 9) -> list[tuple[int, int, int]]:
+def histogram_bins(
+    histogram: Sequence[Sequence[float]], target: int, rows: int = 9, least: float = 0
+) -> list[tuple[int, int, int]]:
     """(first length, last length, count) of bins around the target; the middle one is target +-5.
 
-    The first bin reaches down to 0, the last one up without end.
+    The first bin reaches down to `least`, the last one up without end.
     """
     width, half = 11, rows // 2
     counts = [0] * rows
@@ -155,17 +160,24 @@ def histogram_bins(histogram: Sequence[Sequence[float]], target: int, rows: int 
     bins = []
     for index, count in enumerate(counts):
         first = target - 5 + (index - half) * width
-        bins.append((max(first, 0), first + width - 1, count))
-    return [bin_ for bin_ in bins if bin_[1] >= 0]
+        bins.append((int(max(first, least)), first + width - 1, count))
+    return [bin_ for bin_ in bins if bin_[1] >= least]
 
 
-def _histogram(step: Mapping[str, Any], target: int) -> RenderableType:
-    bins = histogram_bins(step.get("length_histogram") or [], target)
+def _histogram(step: Mapping[str, Any], recipe: Recipe) -> RenderableType:
+    """Lengths around the target; where each prompt has its own, how far lengths are from theirs."""
+    if recipe.length.target_range is None:
+        target, sign = recipe.length.target_tokens, ""
+        bins = histogram_bins(step.get("length_histogram") or [], target)
+    else:
+        target, sign = 0, "+"
+        bins = histogram_bins(step.get("length_error_histogram") or [], target, least=-math.inf)
     most = max((count for _, _, count in bins), default=0)
     table = Table.grid(padding=(0, 1))
     for index, (first, last, count) in enumerate(bins):
         in_band = first <= target <= last
-        label = f"<={last}" if index == 0 else f">={first}" if index == len(bins) - 1 else f"{first}-{last}"
+        between = f"{first:+d} to {last:+d}" if sign else f"{first}-{last}"
+        label = f"<={last:{sign}}" if index == 0 else f">={first:{sign}}" if index == len(bins) - 1 else between
         bar = "█" * (round(BAR_WIDTH * count / most) if most else 0) or ("▏" if count else "")
         table.add_row(
             Text(label, style="bold green" if in_band else "dim", justify="right"),

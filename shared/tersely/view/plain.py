@@ -104,6 +104,12 @@ def line_for(event: Mapping[str, Any], steps: int) -> str | None:
         return alarm_line(event)
     if kind == "run_resumed":
         return f"resumed (trainer incarnation {event.get('incarnation', '-')})"
+    if kind == "stage_began":
+        return f"stage {event.get('name')} begins at step {event.get('step')}"
+    if kind == "best_checkpoint":
+        return f"best checkpoint so far: step {event.get('step')}, {event.get('figure')} {event.get('value'):.3f}"
+    if kind == "rolled_back":
+        return f"rolled back after step {event.get('step')} to step {event.get('to_step')}: {event.get('reason')}"
     if kind == "group_quarantined":
         return f"group {event.get('group_id')} quarantined: {event.get('reason') or 'no reason given'}"
     return None
