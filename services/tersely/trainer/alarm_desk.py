@@ -52,6 +52,7 @@ class AlarmDesk:
         for alarm in missing:
             self._say(alarm)
         left = _not_acted_on(events, self._standing.step)
+        self._show()
         self._act([alarm.name for alarm in missing if alarm.step == self._standing.step] + left)
 
     def after_step(self, figures: Mapping[str, Any], groups: Sequence[group_pb2.ScoredGroup]) -> None:
@@ -59,7 +60,12 @@ class AlarmDesk:
         raised = self._watch.observe(figures, groups)
         for alarm in raised:
             self._say(alarm)
+        self._show()
         self._act([alarm.name for alarm in raised])
+
+    def _show(self) -> None:
+        """Puts what is wrong now into the status."""
+        self._parts.status.update(alarms=[asdict(alarm) for alarm in self._watch.active])
 
     def _say(self, alarm: Alarm) -> None:
         facts = asdict(alarm)
@@ -113,6 +119,7 @@ class AlarmDesk:
         standing.roll_backs += 1
         standing.rolled_back_at = standing.step
         self._watch.roll_back(target.step)
+        self._show()
         log.warning("rolled back", step=standing.step, to_step=target.step, reason=why)
         parts.recorder.rolled_back(rollback)
 

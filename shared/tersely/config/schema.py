@@ -208,7 +208,7 @@ class AlarmsSection(Section):
         1.0, ge=0, description="Standard deviation of lengths within a group below which their spread is gone."
     )
     length_lost_factor: float = Field(
-        1.5, gt=1, description="Length error over the lowest of the run so far from which on lengths are being lost."
+        2.0, gt=1, description="Length error over the lowest of the run so far from which on lengths are being lost."
     )
     entropy_floor: float = Field(0.1, ge=0, description="Nats per token below which the policy has collapsed.")
     entropy_fall: float = Field(
