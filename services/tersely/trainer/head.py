@@ -84,19 +84,23 @@ class _SampledLogprob(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient_N: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         hidden_NH, weight_VH, bias_V, ids_N, *kept = ctx.saved_tensors
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        gradient_N1 = gradient_N[:, None] / ctx.temperature
         if kept:
             # Not in place: the same graph may be walked twice (retain_graph).
-            probability_NV = kept[0]
+            gradient_NV = kept[0] * -gradient_N1
         else:
-            probability_NV = _log_softmax(hidden_NH, weight_VH, bias_V, ctx.temperature, ctx.compute_dtype).exp_()
-        gradient_N1 = gradient_N[:, None] / ctx.temperature
-        gradient_NV = probability_NV * -gradient_N1
+            gradient_NV = _log_softmax(hidden_NH, weight_VH, bias_V, ctx.temperature, ctx.compute_dtype)
+            gradient_NV = gradient_NV.exp_().mul_(-gradient_N1)
         # Each row has one sampled id, so no two additions meet and the result does not depend on threads.
         gradient_NV.scatter_add_(-1, ids_N[:, None], gradient_N1)
-        grad_bias_V = gradient_NV.sum(0).to(bias_V.dtype) if bias_V is not None else None
+        grad_bias_V = gradient_NV.sum(0).to(bias_V.dtype) if bias_V is not None and need_bias else None
         gradient_NV = gradient_NV.to(ctx.compute_dtype)
-        grad_hidden_NH = product(gradient_NV, weight_VH.to(ctx.compute_dtype).T).to(hidden_NH.dtype)
-        grad_weight_VH = product(gradient_NV.T, hidden_NH.to(ctx.compute_dtype).T).to(weight_VH.dtype)
+        grad_hidden_NH = grad_weight_VH = None
+        if need_hidden:
+            grad_hidden_NH = product(gradient_NV, weight_VH.to(ctx.compute_dtype).T).to(hidden_NH.dtype)
+        if need_weight:
+            grad_weight_VH = product(gradient_NV.T, hidden_NH.to(ctx.compute_dtype).T).to(weight_VH.dtype)
         return grad_hidden_NH, grad_weight_VH, grad_bias_V, None, None, None, None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -117,8 +117,9 @@ class PassSums:
 
     def total(self, ranks: Ranks) -> PassSums:
         """The sums of all ranks."""
-        *sums, largest = astuple(self)
-        return PassSums(*ranks.sums(sums), ranks.largest(largest))
+        *names, last = (field.name for field in fields(self))
+        sums = ranks.sums([getattr(self, name) for name in names])
+        return PassSums(**dict(zip(names, sums, strict=True)), **{last: ranks.largest(getattr(self, last))})
 
 
 def step_health(

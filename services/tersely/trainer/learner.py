@@ -22,10 +22,10 @@ from tersely.trainer.distributed.ranks import Ranks, SingleRank
 from tersely.trainer.forward import CompletionLogprobs, ForwardSettings, completion_logprobs_shared
 from tersely.trainer.groups import BatchCounts, GroupRows, TrainingGroup, batch_counts, check_group, group_rows
 from tersely.trainer.health import PassSums, StepHealth, step_health
-from tersely.trainer.masters import MasterWeights
+from tersely.trainer.masters import AdamMasters, MasterWeights
 from tersely.trainer.micro_batches import backward_in_parts
 from tersely.trainer.probe import choose_forward
-from tersely.trainer.reference import load_reference
+from tersely.trainer.reference import Reference
 from tersely.trainer.schedule import learning_rate
 
 __all__ = ["Learner", "TrainingGroup"]
@@ -50,7 +50,7 @@ class Learner:
         ranks: The processes that train together; none: this one alone.
 
     Raises:
-        ModelInvalid: if the model's logits can't be followed.
+        ModelInvalid: if the model's logits can't be followed, or `learner.lora.targets` does not fit it.
         ConfigValue: if the device is not there.
     """
 
@@ -74,7 +74,15 @@ class Learner:
         self._ablations = Ablations(learner.ablate, stop_token_ids)
         self.threads = set_threads(learner.threads)
         self._device = choose_device(learner.device, "learner.device")
-        self._model = load_policy(model_folder).to(self._device)
+        self._model = load_policy(model_folder)
+        make_masters: Callable[..., AdamMasters] = MasterWeights
+        if learner.lora is not None:
+            # peft takes seconds to import.
+            from tersely.trainer.lora import AdapterWeights, add_adapters
+
+            add_adapters(self._model, learner.lora)
+            make_masters = AdapterWeights
+        self._model.to(self._device)
         if self._device.type == "cpu":
             use_fast_linears(self._model)
         self._forward = choose_forward(self._model, shared_prompt=learner.shared_prompt)
@@ -85,12 +93,10 @@ class Learner:
             autocast=None if self._device.type == "cpu" else torch.bfloat16,
         )
         self._ranks.adopt(self._model)
-        self._masters = MasterWeights(
+        self._masters = make_masters(
             self._model, learner, grad_norm=self._ranks.grad_norm, after_change=self._ablations.masters
         )
-        self._reference = (
-            load_reference(model_folder, load_policy, self._device) if learner.kl_coefficient > 0 else None
-        )
+        self._reference = Reference(model_folder, self._model, self._masters) if learner.kl_coefficient > 0 else None
         log.info("learner_ready", device=str(self._device), threads=self.threads, forward=self._forward.__name__)
 
     @property
@@ -153,8 +159,12 @@ class Learner:
         """The policy as samplers get it: bf16 copies on the CPU by sorted name, tied tensors once."""
         return self._masters.published()
 
+    def adapter(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+        """Config and fp32 tensors of the adapter in peft's format; None: all weights are trained."""
+        return self._masters.adapter()
+
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Tensors (fp32 masters and moments, flat names) and JSON facts from which `load_state` goes on exactly."""
+        """What `load_state` goes on from exactly: fp32 masters of what is trained, moments, and JSON facts."""
         return self._masters.state()
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
@@ -176,7 +186,8 @@ class Learner:
     def _add_gradient(self, group: GroupRows, counts: BatchCounts, sums: PassSums, seconds: dict[str, float]) -> None:
         first_pass = group.start is None
         if first_pass:
-            group.reference = self._reference_logprobs(group)
+            if self._reference is not None:
+                group.reference = self._reference.logprobs(self._forward, group, self._settings)
             group.start = torch.zeros_like(group.behaviour)
 
         def part_loss(rows: list[int], result: CompletionLogprobs) -> torch.Tensor:
@@ -215,10 +226,3 @@ class Learner:
             budget=self._section.micro_batch_tokens,
             seconds=seconds,
         )
-
-    @torch.no_grad()
-    def _reference_logprobs(self, group: GroupRows) -> torch.Tensor | None:
-        if self._reference is None:
-            return None
-        arguments = (group.prompt, group.completion, group.lengths, self._settings)
-        return self._forward(self._reference, *arguments).logprobs

@@ -7,7 +7,9 @@ samplers hold the masters rounded to bf16.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ GradNorm = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 """Gradients -> their L2 norm, a scalar."""
 
 
-class AdamMasters:
+class AdamMasters(ABC):
     """fp32 tensors with AdamW, apart from what the model makes of them.
 
     Args:
@@ -123,9 +125,23 @@ class AdamMasters:
         self._steps = steps
         self._changed()
 
+    @abstractmethod
+    def published(self) -> dict[str, torch.Tensor]:
+        """The policy as samplers get it: bf16 copies on the CPU by sorted name, tied tensors once."""
+
+    def initial_policy(self) -> AbstractContextManager[None] | None:
+        """Inside, the model is the policy that the run began with; None: it can't be made from what is here."""
+        return None
+
+    def adapter(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+        """Config and fp32 tensors of a low-rank adapter in peft's format; None: all weights are trained."""
+        return None
+
+    @abstractmethod
     def _take_gradients(self) -> None:
         """Move the model's gradients to the masters."""
 
+    @abstractmethod
     def _write(self) -> None:
         """Make of the masters what the model runs."""
 
