@@ -1,0 +1,361 @@
+"""The best checkpoint, and what the run does about alarms: on a real log and folder, but no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tersely.config import Recipe
+from tersely.node.drain import DrainSignal
+from tersely.telemetry.events import EventLog, read_events
+from tersely.telemetry.samples import SampleLog, read_samples
+from tersely.trainer.alarm_desk import MAX_ROLL_BACKS, AlarmDesk, left_versions
+from tersely.trainer.alarms import Alarm, AlarmWatch
+from tersely.trainer.checkpoint import list_checkpoints
+from tersely.trainer.evaluating import Evaluator, step_name
+from tersely.trainer.event_repair import repair_events
+from tersely.trainer.history import fold
+from tersely.trainer.keeper import CheckpointKeeper
+from tersely.trainer.parts import Standing
+from tersely.trainer.recorder import Recorder
+from tersely.trainer.resume import commit_version
+from tersely.trainer.run_directory import RunDirectory
+from tersely.trainer.status import Status
+from tersely.trainer.wal import WriteAheadLog
+from tersely.types import PolicyVersion, WeightsLabel
+from tersely.v1 import log_pb2
+
+SPIKE = Alarm("gradient_jump", 0, "it jumped", "too fast", "learner.learning_rate", 9.0, 1.0, "Lower it.")
+
+
+class CountingLearner:
+    """Its only weight is the number of steps it was trained."""
+
+    def __init__(self) -> None:
+        self.weight = 0.0
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        return {"w": torch.tensor([self.weight])}, {"steps": int(self.weight)}
+
+    def load_state(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+        self.weight = float(tensors["w"])
+
+    def published(self) -> dict[str, torch.Tensor]:
+        return {"w": torch.tensor([self.weight])}
+
+
+class LabelStore:
+    def prepare(self, version: int, tensors: dict[str, torch.Tensor]) -> SimpleNamespace:
+        return SimpleNamespace(label=WeightsLabel(PolicyVersion(version), f"hash-of-{float(tensors['w']):g}"))
+
+    def announce(self, prepared: SimpleNamespace) -> WeightsLabel:
+        return prepared.label
+
+
+class SayWatch:
+    """Raises what it is told to."""
+
+    def __init__(self) -> None:
+        self.active: list[Alarm] = []
+        self.next: list[Alarm] = []
+        self.rolled_back_to: list[int] = []
+
+    def observe(self, figures: dict[str, Any], groups: object) -> list[Alarm]:
+        raised, self.next = self.next, []
+        return raised
+
+    def warm_up(self, events: object) -> list[Alarm]:
+        return []
+
+    def roll_back(self, to_step: int) -> None:
+        self.rolled_back_to.append(to_step)
+
+
+class LabelBook:
+    def __init__(self) -> None:
+        self.known: dict[int, WeightsLabel] = {}
+
+    def know_label(self, label: WeightsLabel) -> None:
+        self.known[label.policy_version] = label
+
+    def forget_labels(self, versions: list[PolicyVersion]) -> None:
+        for version in versions:
+            self.known.pop(version, None)
+
+
+class Bench:
+    """A run of which only the keeping is real."""
+
+    def __init__(self, folder: Path, **sections: dict[str, Any]) -> None:
+        self.recipe = Recipe.model_validate(
+            {"run": {"steps": 100, "keep_checkpoints": 2}, "evaluation": {"every": 2}, **sections}
+        )
+        self.directory = RunDirectory(folder / "run", resume=False)
+        self.events = EventLog(self.directory.file("events.jsonl"))
+        self.samples = SampleLog(self.directory.file("samples.jsonl"))
+        self.wal = WriteAheadLog(self.directory.log_file)
+        self.drain = DrainSignal()
+        self.learner, self.collector, self.watch = CountingLearner(), LabelBook(), SayWatch()
+        self.status = Status()
+        self.parts: Any = SimpleNamespace(
+            recipe=self.recipe,
+            directory=self.directory,
+            wal=self.wal,
+            collector=self.collector,
+            learner=self.learner,
+            store=LabelStore(),
+            events=self.events,
+            recorder=Recorder(self.events, self.samples, self.status, self.recipe),
+            status=self.status,
+            drain=self.drain,
+            eval_prompts=["one"],
+        )
+        self.history = fold(self.wal.records())
+        self.standing = Standing(0, WeightsLabel(PolicyVersion(0), "hash-of-0"), PolicyVersion(0))
+        self.keeper = CheckpointKeeper(self.parts, self.standing, self.history)
+        self.desk = AlarmDesk(self.parts, self.standing, self.keeper, self.history, self.watch)  # type: ignore[arg-type]
+
+    def train(self, until: int, *, checkpoints: bool = True) -> None:
+        while self.standing.step < until:
+            self.learner.weight += 1
+            label = LabelStore().prepare(self.standing.next_version(), self.learner.published()).label
+            self.standing.step += 1
+            self.standing.label = label
+            self.collector.know_label(label)
+            commit_version(self.wal, self.standing.step, label)
+            self.history.committed(self.standing.step, label)
+            if checkpoints:
+                self.keeper.write()
+
+    def evaluate(self, value: float | None, **figures: float | None) -> None:
+        """As if the weights last published had been evaluated."""
+        name = step_name(self.standing.step)
+        of_mode = {"within_5": value, "rewards": {}, **figures}
+        result = {
+            "name": name,
+            "step": self.standing.step,
+            "weights_sha256": self.standing.label.weights_sha256,
+            "greedy": of_mode,
+            "sampled": of_mode,
+            "rows": [],
+        }
+        self.directory.write_json(f"evaluation-{name}.json", result)
+        self.keeper.choose_best()
+
+    def best(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.directory.read_json("best.json")
+        return found
+
+    def alarm(self) -> None:
+        self.watch.next = [SPIKE]
+        self.desk.after_step({"step": self.standing.step}, [])
+
+    def kinds(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in read_events(self.events.path) if event["kind"] == kind]
+
+    def close(self) -> None:
+        for thing in (self.events, self.samples, self.wal):
+            thing.close()
+        self.directory.release()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    made = Bench(tmp_path, **getattr(request, "param", {}))
+    yield made
+    made.close()
+
+
+def steps_of(bench: Bench) -> list[int]:
+    return [checkpoint.step for checkpoint in list_checkpoints(bench.directory.checkpoints)]
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(bench: Bench) -> None:
+    for step, value in ((2, 0.2), (4, 0.7), (6, 0.5), (8, 0.7)):
+        bench.train(step)
+        bench.evaluate(value)
+    bench.train(12)
+    assert steps_of(bench) == [4, 11, 12]
+    assert (bench.best()["step"], bench.best()["value"]) == (4, 0.7), "of equals the earliest"
+    assert bench.best()["checkpoint"] == "checkpoints/step-000004"
+    assert [event["step"] for event in bench.kinds("best_checkpoint")] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    "bench", [{"evaluation": {"every": 2, "best_by": "greedy.mean_abs_length_error"}}], indirect=True
+)
+def test_of_length_errors_the_lowest_is_the_best_and_a_missing_figure_never_is(bench: Bench) -> None:
+    for step, error in ((2, 9.0), (4, 3.0), (6, 5.0), (8, None)):
+        bench.train(step)
+        bench.evaluate(0.5, mean_abs_length_error=error)
+    assert (bench.best()["step"], bench.best()["value"]) == (4, 3.0)
+
+
+def test_a_best_that_a_kill_left_unnamed_is_found_again(bench: Bench) -> None:
+    bench.train(2)
+    bench.evaluate(0.2)
+    bench.directory.file("best.json").unlink()
+    bench.keeper.choose_best()
+    assert bench.best()["step"] == 2
+
+
+def test_evaluations_are_due_every_few_steps_but_not_after_the_last_nor_after_a_roll_back(bench: Bench) -> None:
+    evaluator = Evaluator(bench.parts, bench.standing, None, bench.standing.label)  # type: ignore[arg-type]
+    due = []
+    for step in range(7):
+        bench.standing.step = step
+        due.append(evaluator.due())
+    assert due == [False, False, True, False, True, False, True]
+    bench.standing.rolled_back_at = 6
+    assert not evaluator.due()
+    bench.standing.step = 100
+    assert not evaluator.due()
+
+
+def test_an_evaluation_is_recorded_once_also_when_a_kill_cut_its_rows(bench: Bench) -> None:
+    rows = [
+        {"group_id": "g", "sample_index": i, "policy_version": 2, "outcome": "evaluation", "evaluation": "step-000002"}
+        for i in range(3)
+    ]
+    result = {"name": "step-000002", "weights_sha256": "x", "greedy": {}, "rows": rows}
+    bench.samples.write(**rows[0])
+    for _ in range(2):
+        Recorder(bench.events, bench.samples, bench.status, bench.recipe).evaluated(result)
+    assert [row["sample_index"] for row in read_samples(bench.samples.path)] == [0, 1, 2]
+    (event,) = bench.kinds("evaluation_finished")
+    assert "rows" not in event
+
+
+def test_an_alarm_is_told_and_nothing_else_is_done_when_that_is_the_action(bench: Bench) -> None:
+    bench.train(4)
+    bench.alarm()
+    (event,) = bench.kinds("alarm")
+    assert (event["name"], event["setting"], event["change"]) == ("gradient_jump", "learner.learning_rate", "Lower it.")
+    assert not bench.drain.is_set()
+
+
+@pytest.mark.parametrize("bench", [{"alarms": {"action": "stop"}}], indirect=True)
+def test_an_alarm_can_stop_the_run_and_names_itself(bench: Bench) -> None:
+    bench.train(4)
+    bench.alarm()
+    assert bench.drain.is_set()
+    assert "gradient_jump at step 4" in bench.standing.stopped_by
+    assert bench.status.snapshot()["stopped_by"] == bench.standing.stopped_by
+
+
+@pytest.mark.parametrize("bench", [{"alarms": {"action": "stop"}}], indirect=True)
+def test_a_stop_that_a_kill_prevented_is_made_up_for_and_one_that_was_made_is_not_repeated(bench: Bench) -> None:
+    bench.train(4)
+    bench.events.write("alarm", name="gradient_jump", step=4, setting="learner.learning_rate")
+    bench.desk.resume()
+    assert bench.drain.is_set()
+    bench.events.write("run_drained", step=4)
+    bench.drain = bench.parts.drain = DrainSignal()
+    bench.desk.resume()
+    assert not bench.drain.is_set()
+
+
+ROLL_BACK = {"alarms": {"action": "roll_back", "window_steps": 3}}
+
+
+@pytest.mark.parametrize("bench", [ROLL_BACK], indirect=True)
+def test_a_roll_back_takes_over_the_best_checkpoint_under_a_number_never_used(bench: Bench) -> None:
+    bench.train(4)
+    bench.evaluate(0.9)
+    bench.train(7)
+    bench.alarm()
+    assert bench.learner.weight == 4
+    assert bench.standing.label == WeightsLabel(PolicyVersion(8), "hash-of-4")
+    assert bench.standing.step == 7, "steps go on being counted"
+    assert sorted(bench.collector.known) == [1, 2, 3, 4, 8], "what versions 5 to 7 sampled is of no use any more"
+    assert bench.watch.rolled_back_to == [4]
+    (event,) = bench.kinds("rolled_back")
+    assert (event["step"], event["to_step"], event["policy_version"]) == (7, 4, 8)
+    logged = fold(bench.wal.records())
+    assert logged.rollbacks[7].label == bench.standing.label
+    assert left_versions(logged) == {5, 6, 7}
+    bench.train(8)
+    assert (bench.learner.weight, bench.standing.label.policy_version) == (5, 9)
+
+
+@pytest.mark.parametrize("bench", [ROLL_BACK], indirect=True)
+def test_without_an_evaluation_it_goes_back_beyond_the_window_and_never_into_what_it_left(bench: Bench) -> None:
+    bench.parts.recipe = Recipe.model_validate({**ROLL_BACK, "run": {"steps": 100, "keep_checkpoints": 9}})
+    bench.train(6)
+    bench.alarm()
+    assert bench.kinds("rolled_back")[-1]["to_step"] == 3
+    bench.train(8)
+    bench.alarm()
+    assert bench.kinds("rolled_back")[-1]["to_step"] == 3, "4, 5 and 6 were left behind; 7 is too near"
+
+
+@pytest.mark.parametrize("bench", [ROLL_BACK], indirect=True)
+def test_a_run_stops_when_roll_backs_do_not_help_or_there_is_nothing_to_go_back_to(bench: Bench) -> None:
+    bench.train(1, checkpoints=False)
+    bench.alarm()
+    assert "no earlier checkpoint" in bench.standing.stopped_by
+    bench.train(2)
+    bench.evaluate(0.5)
+    for step in range(3, 3 + MAX_ROLL_BACKS):
+        bench.train(step)
+        bench.alarm()
+    assert len(bench.kinds("rolled_back")) == MAX_ROLL_BACKS
+    bench.train(9)
+    bench.alarm()
+    assert len(bench.kinds("rolled_back")) == MAX_ROLL_BACKS
+    assert "did not help" in bench.standing.stopped_by
+
+
+@pytest.mark.parametrize("bench", [{**ROLL_BACK, "run": {"steps": 4}}], indirect=True)
+def test_after_the_last_step_an_alarm_is_only_told(bench: Bench) -> None:
+    bench.train(4)
+    bench.alarm()
+    assert (bench.learner.weight, bench.drain.is_set(), len(bench.kinds("alarm"))) == (4, False, 1)
+
+
+def test_the_real_watch_comes_back_to_the_same_state_from_the_event_log(tmp_path: Path) -> None:
+    recipe = Recipe.model_validate({"alarms": {"window_steps": 2}})
+    good = {"truncated": 0.0, "mean_abs_length_error": 1.0, "entropy": 1.0}
+    bad = {**good, "truncated": 1.0}
+    events = [{"kind": "step_finished", "step": step, **(good if step < 4 else bad)} for step in range(1, 7)]
+    watch = AlarmWatch(recipe)
+    live = [alarm for event in events for alarm in watch.observe(event, [])]
+    assert [alarm.name for alarm in live] == ["length_at_limit"]
+    told = {"kind": "alarm", "name": "length_at_limit", "step": live[0].step}
+    assert AlarmWatch(recipe).warm_up(events) == live
+    assert AlarmWatch(recipe).warm_up([*events, told]) == []
+
+
+def test_events_that_the_log_proves_are_written_again_once(bench: Bench) -> None:
+    for number in range(3):
+        issued = log_pb2.GroupIssued(group_id=f"g{number}", issue_number=number, prompt_id="p")
+        bench.wal.append(log_pb2.LogRecord(group_issued=issued), sync=False)
+    dropped = log_pb2.GroupDropped(group_id="g1", outcome=log_pb2.GROUP_OUTCOME_STALE, reason="old")
+    bench.wal.append(log_pb2.LogRecord(group_dropped=dropped), sync=True)
+    bench.train(1, checkpoints=False)
+    bench.events.write("group_issued", group_id="g0", issue_number=0, prompt_id="p")
+    assert repair_events(bench.wal.records(), bench.events) == 4
+    assert repair_events(bench.wal.records(), bench.events) == 0
+    assert [event["group_id"] for event in bench.kinds("group_issued")] == ["g0", "g1", "g2"]
+    (stale,) = bench.kinds("group_stale")
+    assert (stale["group_id"], stale["issue_number"], stale["reason"], stale["repaired"]) == ("g1", 1, "old", True)
+    assert bench.kinds("version_published")[0]["weights_sha256"] == "hash-of-1"
+
+
+def test_a_stage_is_told_once_where_it_begins(bench: Bench) -> None:
+    stages = [
+        {"name": "length", "steps": 2, "rewards": {"length": {"weight": 1.0, "final_weight": 0.5}}},
+        {"name": "rest", "steps": 1, "rewards": {"length": {}}},
+    ]
+    recipe = Recipe.model_validate({"run": {"steps": 3}, "stages": stages})
+    for step in (1, 2, 2, 3):
+        Recorder(bench.events, bench.samples, bench.status, recipe).stage(step)
+    began = bench.kinds("stage_began")
+    assert [(event["step"], event["name"]) for event in began] == [(1, "length"), (3, "rest")]
+    assert began[0]["weights"] == {"length": 1.0}
+    assert bench.status.snapshot()["stage"] == "rest"
