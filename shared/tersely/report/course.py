@@ -8,7 +8,7 @@ from typing import Any
 
 from tersely.report.charts import Point, line_chart
 
-_FIGURES = (
+_FIGURES: Sequence[tuple[str, str, dict[str, Any]]] = (
     ("within_5", "share within +-5 tokens", {"percent": True}),
     ("mean_abs_length_error", "mean absolute length error, tokens", {"unit": "tokens"}),
     ("rouge_l", "ROUGE-L", {}),
