@@ -359,3 +359,14 @@ def test_a_stage_is_told_once_where_it_begins(bench: Bench) -> None:
     assert [(event["step"], event["name"]) for event in began] == [(1, "length"), (3, "rest")]
     assert began[0]["weights"] == {"length": 1.0}
     assert bench.status.snapshot()["stage"] == "rest"
+
+
+def test_the_status_shows_the_alarms_that_are_on(bench: Bench) -> None:
+    bench.train(3)
+    bench.watch.active = [SPIKE]
+    bench.alarm()
+    assert [alarm["name"] for alarm in bench.status.snapshot()["alarms"]] == ["gradient_jump"]
+    assert bench.status.snapshot()["alarms"][0]["setting"] == "learner.learning_rate"
+    bench.watch.active = []
+    bench.desk.after_step({"step": 3}, [])
+    assert bench.status.snapshot()["alarms"] == []
