@@ -22,6 +22,7 @@ from tersely.telemetry.disk import disk_errors
 from tersely.telemetry.logging import configure_logging
 from tersely.trainer.distributed.launch import world_size
 from tersely.trainer.evaluation import held_out_prompts
+from tersely.trainer.planning.checks import check_before_start
 from tersely.trainer.run_directory import RunDirectory
 from tersely.trainer.session import Inputs, run_session
 
@@ -81,6 +82,7 @@ def _read_inputs(options: ServiceOptions) -> Inputs:
     held_out = load_records(recipe.data, recipe.data.eval_split) if recipe.evaluation.prompts else []
     folder = locate_model(recipe.model.name, recipe.model.revision)
     tokenizer = PolicyTokenizer.from_folder(folder)
+    check_before_start(recipe, folder, tokenizer, train)
     prompts = PromptBook(train, tokenizer, recipe.data)
     eval_prompts = held_out_prompts(held_out, tokenizer, recipe)
     prompts.prompt(0, recipe.length.longest_target)  # a chat template that refuses them should do so now

@@ -49,8 +49,28 @@ def check(file: FileArgument, overrides: SetOption = None) -> None:
     """Prints `ok`, or fails with the error's code."""
     from tersely.config import load_recipe
 
-    check_plugins(load_recipe(file, overrides or ()).recipe)
+    recipe = load_recipe(file, overrides or ()).recipe
+    check_plugins(recipe)
+    check_addresses(recipe)
     typer.echo("ok")
+
+
+def check_addresses(recipe: Recipe) -> None:
+    """Checks where the services started here would listen.
+
+    Raises:
+        PlaintextRefused: Beyond loopback, without `rpc.insecure_lan`.
+    """
+    from tersely.errors import PlaintextRefused
+    from tersely.rpc.address import Address
+
+    hosts = {"rpc.host": recipe.rpc.host, "scorer.host": recipe.scorer.host, "judge.host": recipe.judge.host}
+    for key, host in hosts.items():
+        if not Address(host, 0).loopback and not recipe.rpc.insecure_lan:
+            raise PlaintextRefused(
+                f"{key} is {host}: plaintext gRPC beyond this machine has to be allowed by name.",
+                f"Set {key} to 127.0.0.1, or rpc.insecure_lan = true on a network where you trust every machine.",
+            )
 
 
 def check_plugins(recipe: Recipe) -> None:

@@ -37,11 +37,13 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Prints the estimate, or fails with plan_does_not_fit and the settings that would fit."""
-    from tersely.cli.config import check_plugins
+    from tersely.cli.config import check_addresses, check_plugins
     from tersely.cli.tools import load_tool
     from tersely.config import load_recipe
 
-    check_plugins(load_recipe(file, overrides or ()).recipe)
+    recipe = load_recipe(file, overrides or ()).recipe
+    check_plugins(recipe)
+    check_addresses(recipe)
     found = load_tool("plan")(file, overrides or (), memory_gib=memory_gib, device=device, measure=not quick)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
@@ -62,43 +64,44 @@ def tables(found: Mapping[str, Any]) -> list[RenderableType]:
     if model["trained_parameters"] != model["parameters"]:
         head += f", {model['trained_parameters'] / 1e6:.2f} million trained"
     head += f"; {forward['way']} forward"
-    memory = Table(title="Peak memory, estimated", title_justify="left")
-    for name in ("process", "device", "GiB each", "when", "most of it"):
-        memory.add_column(name, justify="right" if name.startswith("GiB") else "left")
-    for node in found["nodes"]:
-        largest = sorted(node["memory"].items(), key=lambda item: -item[1])
-        parts = ", ".join(f"{name} {size / _MIB:.0f}" for name, size in largest if size >= _MIB)
-        name = f"{node['count']} x {node['node']}" if node["count"] > 1 else node["node"]
-        memory.add_row(name, node["device"], f"{node['peak_memory_bytes'] / _GIB:.2f}", node["peak_phase"], parts)
+    nodes = found["nodes"]
+    memory = Table(title="Peak memory in MiB, estimated", title_justify="left")
+    memory.add_column("", no_wrap=True)
+    for node in nodes:
+        count = f"{node['count']} x " if node["count"] > 1 else ""
+        memory.add_column(f"{count}{node['node']}\n{node['device']}\n{node['peak_phase']}", justify="right")
+    for name in dict.fromkeys(name for node in nodes for name, size in node["memory"].items() if size >= _MIB):
+        sizes = [node["memory"].get(name, 0) for node in nodes]
+        memory.add_row(name, *(f"{size / _MIB:.0f}" if size else "" for size in sizes))
+    memory.add_section()
+    memory.add_row("each", *(f"{node['peak_memory_bytes'] / _MIB:.0f}" for node in nodes), style="bold")
+    together = []
     for device, size in found["devices"].items():
         limit = size["memory_bytes"]
-        known = "memory unknown" if limit is None else f"of {limit / _GIB:.2f} GiB"
-        memory.add_row("all", device, f"{size['needed_bytes'] / _GIB:.2f}", "", known, style="bold")
-    memory.caption = "parts in MiB"
-    memory.caption_justify = "left"
+        known = "a device that is not here" if limit is None else f"{limit / _GIB:.2f} GiB"
+        together.append(f"all on {device}: {size['needed_bytes'] / _GIB:.2f} GiB of {known}")
 
-    times = Table(title="Time of a step, estimated to a factor of about two", title_justify="left")
+    times = Table(title="Time of a step", title_justify="left")
     for name in ("phase", "seconds"):
         times.add_column(name, justify="right" if name == "seconds" else "left")
     for phase, seconds in found["seconds"].items():
         times.add_row(phase, _seconds(seconds))
     times.add_row("whole step", _seconds(found["seconds_per_step"]), style="bold")
-    times.caption = f"by {found['basis']['learner']}"
-    times.caption_justify = "left"
 
     disk = found["disk"]
     lines = [
+        f"time is good to a factor of about two; basis: {found['basis']['learner']}",
         f"prompts: longest {settings['longest_prompt_tokens']}, mean {settings['mean_prompt_tokens']} tokens"
         f" ({settings['prompts_looked_at']} looked at)",
         f"completions: {settings['completions_per_step']} per step, at most {settings['max_completion_tokens']} tokens;"
         f" {settings['tokens_per_step']} tokens per step if they have {settings['typical_completion_tokens']}",
         f"micro-batches: {settings['micro_batches_per_step']} per step ({settings['micro_batches_of_a_group']}"
         " of a group with completions at the limit)",
-        f"disk: {disk['checkpoint_bytes'] / _MIB:.0f} MiB per checkpoint, {disk['kept_bytes'] / _GIB:.2f} GiB with those"
-        f" that are kept, {disk['policy_bytes'] / _MIB:.0f} MiB for the final policy",
+        f"disk: {disk['checkpoint_bytes'] / _MIB:.0f} MiB per checkpoint, {disk['kept_bytes'] / _GIB:.2f} GiB with"
+        f" those that are kept, {disk['policy_bytes'] / _MIB:.0f} MiB for the final policy",
         *found["remarks"],
     ]
-    return [head, memory, times, *lines]
+    return [head, memory, *together, "", times, *lines]
 
 
 def _seconds(value: float) -> str:

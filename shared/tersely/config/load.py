@@ -11,11 +11,11 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from tersely.config.nearest import nearest_name
+from tersely.config.nearest import nearest, nearest_name
 from tersely.config.schema import Recipe, RewardSection
 from tersely.errors import ConfigFileMissing, ConfigSyntax, ConfigUnknownKey, ConfigValue
 
@@ -152,14 +152,69 @@ def _nearest(model: type[BaseModel], key: str, prefix: str) -> str:
     return f"Known here: {', '.join(model.model_fields)}."
 
 
-def _as_config_value(error: ValidationError, path: Path) -> ConfigValue:
-    lines = []
+def _as_config_value(error: ValidationError, path: Path) -> ConfigValue | ConfigUnknownKey:
+    lines: list[str] = []
+    ways_out: list[str] = []
     for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
+        place = problem["loc"]
+        where = ".".join(str(part) for part in place)
+        if problem["type"] == "extra_forbidden":
+            fields = _fields_at(Recipe, place[:-1])
+            return ConfigUnknownKey(f"{path} (or --set): unknown key {where}.", nearest(str(place[-1]), fields))
         message = problem["msg"].removeprefix("Value error, ")
         given = problem.get("input")
         shown = f" (given: {given!r})" if where and not isinstance(given, Mapping) else ""
         lines.append(f"{where}: {message}{shown}" if where else message)
+        ways_out += _ways_out(where, problem["type"], problem.get("ctx", {}))
     return ConfigValue(
-        f"{path}: " + "; ".join(lines) + ".", "Mend the value; `tersely config show FILE` lists all of them."
+        f"{path}: " + "; ".join(lines) + ".",
+        " ".join(ways_out) or "Do what the message says; `tersely config show FILE` lists all values.",
     )
+
+
+_BOUNDS = {
+    "greater_than_equal": ("ge", "to {} or more"),
+    "greater_than": ("gt", "to more than {}"),
+    "less_than_equal": ("le", "to {} or less"),
+    "less_than": ("lt", "to less than {}"),
+    "literal_error": ("expected", "to one of {}"),
+    "too_short": ("min_length", "to at least {} of them"),
+    "too_long": ("max_length", "to at most {} of them"),
+    "string_pattern_mismatch": ("pattern", "to text of the form {}"),
+}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text in quotes",
+    "tuple": "a list in brackets",
+    "dict": "a table",
+    "model": "a table",
+}
+
+
+def _ways_out(where: str, kind: str, context: Mapping[str, Any]) -> Iterator[str]:
+    """What to set a key to, where the kind of problem says so."""
+    if kind in _BOUNDS:
+        name, text = _BOUNDS[kind]
+        yield f"Set {where} {text.format(context[name])}."
+    elif kind == "missing":
+        yield f"Add {where}."
+    elif where and (article := _KINDS.get(kind.split("_")[0])):
+        yield f"Write {where} as {article}."
+
+
+def _fields_at(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """Names that the table at a place may hold."""
+    for part in place:
+        field = model.model_fields.get(str(part))
+        inside = next(_models_in(field.annotation), None) if field is not None else None
+        model = inside or model
+    return list(model.model_fields)
+
+
+def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)

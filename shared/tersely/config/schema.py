@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from tersely.config.contradictions import refuse_contradictions
 from tersely.config.figures import HeldOutFigure, held_out_figures
 from tersely.config.learner import LearnerSection
 from tersely.config.section import Section
@@ -282,6 +283,7 @@ class Recipe(Section):
             )
         check_stages(self.stages, set(self.rewards), self.run.steps)
         self._check_evaluation()
+        refuse_contradictions(self)
         if not self.stages and not any(reward.weight != 0 for reward in self.rewards.values()):
             raise ValueError("rewards: at least one reward needs a weight other than 0")
         return self

@@ -2,9 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from tersely.config import Recipe
+from tersely.data.prompts import prepare_prompt
+from tersely.data.records import Record
 from tersely.errors import ConfigValue
-from tersely.trainer.planning.facts import ModelFacts
+from tersely.models.device import choose_device
+from tersely.models.tokenizer import PolicyTokenizer
+from tersely.trainer.planning.facts import ModelFacts, is_target, read_facts
+
+_LONGEST_LOOKED_AT = 16
+
+
+def check_before_start(
+    recipe: Recipe, model_folder: Path, tokenizer: PolicyTokenizer, records: Sequence[Record]
+) -> None:
+    """All checks of this module, for a trainer that has written nothing yet.
+
+    Of the prompts only those with the longest documents are looked at.
+
+    Raises:
+        ConfigValue: naming the key and what to set it to.
+        ModelInvalid: The installed transformers does not know the model.
+    """
+    choose_device(recipe.learner.device, "learner.device")
+    facts = read_facts(model_folder)
+    check_against_model(recipe, facts)
+    longest = sorted(records, key=lambda record: len(record.document))[-_LONGEST_LOOKED_AT:]
+    target = recipe.length.longest_target
+    prompts = (prepare_prompt(record, tokenizer, recipe.data, target) for record in longest)
+    check_prompts(recipe, facts, max(len(prompt.token_ids) for prompt in prompts))
 
 
 def check_against_model(recipe: Recipe, facts: ModelFacts) -> None:
@@ -15,7 +44,7 @@ def check_against_model(recipe: Recipe, facts: ModelFacts) -> None:
     """
     _check_context(recipe, facts)
     _check_lora(recipe, facts)
-    if recipe.rollout.engine == "torch" and facts.unlike_full_attention:
+    if recipe.rollout.workers and recipe.rollout.engine == "torch" and facts.unlike_full_attention:
         raise ConfigValue(
             f"model.name: the torch engine needs full attention in all layers; {facts.model_type} has layers of kind"
             f" {', '.join(facts.unlike_full_attention)}.",
@@ -63,8 +92,8 @@ def _check_context(recipe: Recipe, facts: ModelFacts) -> None:
     over = recipe.data.max_document_tokens + limit - context
     if over > 0:
         raise ConfigValue(
-            f"data.max_document_tokens is {recipe.data.max_document_tokens}: documents of that length and completions of"
-            f" up to {limit} tokens are longer than the model's context of {context} tokens.",
+            f"data.max_document_tokens is {recipe.data.max_document_tokens}: documents of that length and completions"
+            f" of up to {limit} tokens are longer than the model's context of {context} tokens.",
             _shorter_documents(recipe, over),
         )
 
@@ -79,10 +108,9 @@ def _shorter_documents(recipe: Recipe, over: int) -> str:
 def _check_lora(recipe: Recipe, facts: ModelFacts) -> None:
     if recipe.learner.lora is None:
         return
-    there = {name.split(".")[-2] for name in facts.linear_sizes}
+    there = sorted({name.split(".")[-2] for name in facts.linear_sizes})
     for target in recipe.learner.lora.targets:
-        if target not in there:
+        if not any(is_target(name, (target,)) for name in facts.linear_sizes):
             raise ConfigValue(
-                f"learner.lora.targets: the model has no layers named {target!r}.",
-                f"Use some of: {', '.join(sorted(there))}.",
+                f"learner.lora.targets: the model has no layers named {target!r}.", f"Use some of: {', '.join(there)}."
             )

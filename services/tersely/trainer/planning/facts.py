@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,17 @@ class ModelFacts:
 
     def adapter_parameters(self, rank: int, targets: tuple[str, ...]) -> int:
         """Weights of low-rank adapters on the layers that `targets` name."""
-        return sum(
-            rank * (rows + columns)
-            for name, (rows, columns) in self.linear_sizes.items()
-            if name.split(".")[-2] in targets
-        )
+        return sum(rank * sum(size) for name, size in self.linear_sizes.items() if is_target(name, targets))
+
+    def adapted_parameters(self, targets: tuple[str, ...]) -> int:
+        """Weights of the layers that `targets` name."""
+        return sum(size[0] * size[1] for name, size in self.linear_sizes.items() if is_target(name, targets))
+
+
+def is_target(weight: str, targets: Iterable[str]) -> bool:
+    """Whether the layer of a weight, e.g. `model.layers.0.mlp.up_proj.weight`, is named by targets, e.g. `up_proj`."""
+    layer = weight.removesuffix(".weight")
+    return any(layer == target or layer.endswith(f".{target}") for target in targets)
 
 
 def read_facts(folder: Path) -> ModelFacts:
@@ -103,7 +110,7 @@ def _facts(config: Any, model_class: Any, shapes: dict[str, tuple[int, ...]]) ->
     if tied:
         shapes = {name: shape for name, shape in shapes.items() if not name.endswith("lm_head.weight")}
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    heads = int(config.num_attention_heads)
+    heads = int(getattr(config, "num_attention_heads", None) or 1)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     return ModelFacts(
         model_type=str(config.model_type),

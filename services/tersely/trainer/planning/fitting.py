@@ -55,9 +55,9 @@ def shortage(plan: Plan) -> str:
         parts = sorted(memory.phases[memory.peak_phase].items(), key=lambda item: -item[1])[:3]
         shown = ", ".join(f"{name} {size / MIB:.0f} MiB" for name, size in parts if size)
         texts.append(
-            f"on {device} it needs about {plan.needed(device) / GIB:.2f} GiB of {USABLE_SHARE * limit / GIB:.2f} GiB usable"
-            f" ({limit / GIB:.2f} GiB in all); {largest.count} x {largest.name} {memory.peak_bytes / GIB:.2f} GiB, most"
-            f" at {memory.peak_phase}: {shown}"
+            f"on {device} it needs about {plan.needed(device) / GIB:.2f} GiB, and {USABLE_SHARE * limit / GIB:.2f} GiB"
+            f" of {limit / GIB:.2f} are usable; {largest.count} x {largest.name} {memory.peak_bytes / GIB:.2f} GiB,"
+            f" most at {memory.peak_phase}: {shown}"
         )
     return "; ".join(texts)
 

@@ -9,6 +9,9 @@ the bf16 snapshots it serves (2 N each). Its peak is the largest of four phases:
 * publish: the bf16 weights and their payload (2 N each)
 * checkpoint: copies of masters and moments (12 N)
 
+With LoRA masters, moments and gradients are those of the adapters, which run merged into the model; bf16 copies of the
+weights that they adapt are kept beside it.
+
 Saved activations were counted with `torch.autograd.graph.saved_tensors_hooks` on Llama and Qwen2 models (torch 2.13,
 transformers 5.23, sdpa attention), storages once, and the formula gives those counts to 0.1 %. Per layer and position,
 with hidden size H, intermediate size I, widths A of all queries and K of all keys, in numbers:
@@ -25,9 +28,9 @@ attention keeps its scores, heads L (P + L) per row, twice. fp32 takes 4 bytes p
 holds bf16 copies of the decoder's matrices.
 
 The head keeps the probabilities of a chunk and works on two more of its size; the gradient of the embedding exists
-twice while chunks are added up. Measured against the resident set of processes with large allocations given back at
-once (`MALLOC_MMAP_THRESHOLD_=100000`), this sum was within 2 %; with glibc's default settings the resident set is larger by
-what its heap keeps: `HEAP_FACTOR`.
+twice while chunks are added up. Measured against the resident set of a process that gives large allocations back at
+once (`MALLOC_MMAP_THRESHOLD_=100000`, SmolLM2-135M), this sum was within 2 %; with glibc's default settings the
+resident set is larger by what its heap keeps: `HEAP_FACTOR`.
 """
 
 from __future__ import annotations
@@ -110,13 +113,15 @@ def trainer_memory(recipe: Recipe, facts: ModelFacts, work: Workload, device: st
     lora = recipe.learner.lora
     full = 4 * facts.parameters
     trained = full if lora is None else 4 * facts.adapter_parameters(lora.rank, lora.targets)
-    learner: Parts = {"weights": full + (trained if lora else 0), "masters": trained, "moments": 2 * trained}
-    if recipe.learner.kl_coefficient > 0 and lora is None:
+    learner: Parts = {"weights": full, "masters": trained, "moments": 2 * trained}
+    if lora is not None:
+        learner["base weights"] = 2 * facts.adapted_parameters(lora.targets)
+    elif recipe.learner.kl_coefficient > 0:
         learner["reference"] = full
     backward = learner | _backward(recipe, facts, work, trained, autocast=device != "cpu")
     optimizer = learner | {"gradients": trained, "rounding": 2 * facts.largest}
     held = SNAPSHOTS_HELD + (1 if recipe.evaluation.prompts else 0)
-    host: Parts = {"interpreter and libraries": TRAINER_BASE_BYTES, "snapshots": held * full // 2}
+    host: Parts = {"libraries": TRAINER_BASE_BYTES, "snapshots": held * full // 2}
     publish = {"published copy": full}
     checkpoint = {"checkpoint copy": 3 * trained}
     if device == "cpu":
@@ -153,8 +158,8 @@ def rollout_memory(recipe: Recipe, facts: ModelFacts, work: Workload, device: st
         "KV cache": (rows * positions + prompts * work.prompts.longest) * per_position,
         "logits": 5 * rows * facts.vocabulary * 4 + facts.intermediate * work.prompts.longest * 4 * item,
     }
-    base = {"interpreter and libraries": ROLLOUT_BASE_BYTES}
-    fetched = {"fetched weights": 2 * facts.parameters}
+    base = {"libraries": ROLLOUT_BASE_BYTES}
+    fetched = {"fetched copy": 2 * facts.parameters}
     if device == "cpu":
         # A worker fetches the next version while no row is being decoded; the cache's memory is given back by then.
         phases = {"decode": base | decode, "swap": base | {"weights": weights} | fetched}
@@ -181,18 +186,18 @@ def _backward(recipe: Recipe, facts: ModelFacts, work: Workload, trained: int, *
     # The cache of a forward pass holds every layer's keys and values before the copies for query heads are made.
     filled = max(part.rows * (part.context + part.width) for part in parts) * per_prompt_position
     chunk = min(learner.logit_chunk_tokens, max(part.tokens for part in parts)) * facts.vocabulary * 4
-    embedding = 4 * facts.vocabulary * facts.hidden
+    embedding = 4 * facts.vocabulary * facts.hidden if learner.lora is None else 0
     head = 3 * chunk + 2 * embedding
-    found = {"activations": activations + before, "prompt's keys and values": states}
+    found = {"activations": activations + before, "prompt KV": states}
     if work.groups * len(parts) * learner.optimizer_steps_per_batch > 1:
         found["gradients"] = trained
     else:
         # Gradients come as activations go: at the end of the only backward pass they are all there.
         found["gradients"] = max(0, trained - activations - before)
-    found["logits and the head's gradient" if head >= filled else "cache of the forward pass"] = max(head, filled)
+    found["output head" if head >= filled else "forward cache"] = max(head, filled)
     return found
 
 
 def _with_heap(parts: Parts) -> Parts:
-    base = parts.get("interpreter and libraries", 0)
-    return parts | {"kept by the allocator": round((HEAP_FACTOR - 1) * (sum(parts.values()) - base))}
+    base = parts.get("libraries", 0)
+    return parts | {"allocator": round((HEAP_FACTOR - 1) * (sum(parts.values()) - base))}

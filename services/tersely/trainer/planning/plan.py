@@ -49,7 +49,7 @@ class Process:
     """One kind of process.
 
     Attributes:
-        name: trainer, rollout, scorer, or queue.
+        name: trainer, rollout, scorer, or up (the supervisor with the embedded queue).
         count: How many of them.
         memory: Per device what each of them needs.
     """
@@ -165,7 +165,7 @@ def make_plan(recipe: Recipe, facts: ModelFacts, prompts: Prompts, setting: Sett
         memory = rollout_memory(recipe, facts, work, setting.worker_device)
         processes.append(Process("rollout", recipe.rollout.workers, memory))
     processes.append(Process("scorer", recipe.scorer.workers, _fixed(SCORER_BASE_BYTES)))
-    processes.append(Process("supervisor and queue", 1, _fixed(QUEUE_BASE_BYTES)))
+    processes.append(Process("up", 1, _fixed(QUEUE_BASE_BYTES)))
     seconds = step_seconds(
         recipe,
         facts,
@@ -179,4 +179,4 @@ def make_plan(recipe: Recipe, facts: ModelFacts, prompts: Prompts, setting: Sett
 
 
 def _fixed(size: int) -> dict[str, ProcessMemory]:
-    return {"cpu": ProcessMemory({"at work": {"interpreter and libraries": size}})}
+    return {"cpu": ProcessMemory({"at work": {"libraries": size}})}

@@ -121,9 +121,7 @@ def make_workload(recipe: Recipe, facts: ModelFacts, prompts: Prompts) -> Worklo
 
 def _parts(recipe: Recipe, prompt: int, lengths: Sequence[int], *, shared: bool) -> tuple[Part, ...]:
     learner = recipe.learner
-    parts = group_parts(
-        prompt, lengths, shared=shared, recompute=learner.recompute, budget=learner.micro_batch_tokens
-    )
+    parts = group_parts(prompt, lengths, shared=shared, recompute=learner.recompute, budget=learner.micro_batch_tokens)
     before = 0 if shared else prompt
     return tuple(
         Part(
