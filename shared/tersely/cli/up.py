@@ -36,7 +36,7 @@ def up(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
 ) -> None:
     """Runs it to the end."""
-    from tersely.cli.config import check_plugins
+    from tersely.cli.config import check_addresses, check_plugins
     from tersely.config import load_recipe
     from tersely.supervise.local_run import LocalRun, UpPlan
     from tersely.supervise.run_dir import RunDir, read_json
@@ -44,6 +44,7 @@ def up(
     items = tuple(overrides or ())
     loaded = load_recipe(recipe, items).recipe
     check_plugins(loaded)
+    check_addresses(loaded)
     if resume and run_dir is None:
         raise typer.BadParameter("--resume needs --run-dir: the directory of the run to go on with.")
     path = (run_dir or Path("runs") / f"{recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
