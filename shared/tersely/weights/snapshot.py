@@ -79,7 +79,8 @@ class Snapshot:
         offset = 0
         for name in sorted(tensors):
             tensor = tensors[name].detach()
-            flat[offset : offset + tensor.nbytes].copy_(tensor.contiguous().reshape(-1).view(torch.uint8))
+            if tensor.nbytes:  # an empty tensor may have strides that no view of bytes goes with
+                flat[offset : offset + tensor.nbytes].copy_(tensor.contiguous().reshape(-1).view(torch.uint8))
             manifest.tensors.add(
                 name=name,
                 dtype=names[tensor.dtype],
