@@ -58,6 +58,11 @@ def model_card(provenance: Provenance, model_folder: Path, *, adapter: bool = Fa
     return "\n".join(parts) + "\n"
 
 
+def base_model(name: str) -> str:
+    """The name by which hubs know a recipe's model, where there is one."""
+    return _BUILT_IN[name][0] if name in _BUILT_IN else name
+
+
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
     """95 % interval of the mean of one value per prompt; None for fewer than two, or where all are equal.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +15,18 @@ from tersely.config import Recipe
 from tersely.errors import CheckpointInvalid, RunDirMissing
 from tersely.models.locate import locate_model
 from tersely.models.provenance import PROVENANCE_FILE
-from tersely.trainer.card import model_card
+from tersely.trainer.card import base_model, model_card
 from tersely.trainer.checkpoint import Checkpoint, list_checkpoints
 from tersely.trainer.masters import MASTER
-from tersely.trainer.provenance import Provenance, provenance_of
+from tersely.trainer.provenance import Provenance, provenance_of, public_recipe
 from tersely.types import PolicyVersion, WeightsLabel
 from tersely.weights.digest import TensorHash, tensor_sha256, weights_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Adapter = tuple[dict[str, Any], dict[str, "Tensor"]]
+"""Config and tensors of a LoRA adapter, as peft keeps them."""
 
 _WEIGHTS = "model.safetensors"
 _CARD = "README.md"
@@ -36,7 +39,7 @@ def export_policy(
     target: Path,
     provenance: Provenance,
     *,
-    write_adapter: Callable[[Path], None] | None = None,
+    adapter: Adapter | None = None,
 ) -> Path:
     """Writes the published bf16 weights beside the base model's config and tokenizer; replaces an older export.
 
@@ -45,7 +48,7 @@ def export_policy(
         weights: Published tensors, tied ones once.
         target: Folder to make, whole or not at all.
         provenance: For the model card and `tersely.json`.
-        write_adapter: Writes a LoRA adapter into a folder; none: the run trained all weights.
+        adapter: What `Learner.adapter` gives; becomes the folder `adapter`, in peft's format.
     """
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -57,9 +60,9 @@ def export_policy(
     save_file(
         {name: tensor.contiguous() for name, tensor in weights.items()}, partial / _WEIGHTS, metadata={"format": "pt"}
     )
-    if write_adapter is not None:
-        write_adapter(partial / "adapter")
-    card = model_card(provenance, model_folder, adapter=write_adapter is not None)
+    if adapter is not None:
+        _write_adapter(partial / "adapter", adapter, provenance)
+    card = model_card(provenance, model_folder, adapter=adapter is not None)
     (partial / _CARD).write_text(card, encoding="utf-8")
     (partial / PROVENANCE_FILE).write_text(json.dumps(provenance.to_json(), indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
@@ -91,18 +94,20 @@ def run_export(run_dir: Path, to: Path, checkpoint: str = "last") -> dict[str, A
     newest = max((one.policy_version for one in list_checkpoints(run_dir / "checkpoints")), default=-1)
     finished = report is not None and report["policy_version"] >= newest
     model_folder = locate_model(recipe.model.name, recipe.model.revision)
-    label = WeightsLabel(PolicyVersion(found.policy_version), found.weights_sha256)
+    weights, adapter = _weights(run_dir, found, recipe, model_folder)
+    # A merged adapter may differ in last bits from what another kind of device published.
+    sha256 = published_sha256(weights)
+    label = WeightsLabel(PolicyVersion(found.policy_version), sha256)
     run_id = (report or _read(run_dir / "run.json") or {}).get("run_id", "unknown")
     provenance = provenance_of(run_dir, recipe, run_id, found.step, label)
-    weights = _weights(run_dir, found)
-    export_policy(model_folder, weights, to, provenance)
+    export_policy(model_folder, weights, to, provenance, adapter=adapter)
     return {
         "path": str(to),
         "run_id": run_id,
         "step": found.step,
         "steps": recipe.run.steps,
         "policy_version": found.policy_version,
-        "weights_sha256": found.weights_sha256,
+        "weights_sha256": sha256,
         "finished": finished,
     }
 
@@ -133,33 +138,63 @@ def _choose(run_dir: Path, wanted: str) -> Checkpoint:
     return chosen[-1]
 
 
-def _weights(run_dir: Path, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """What was published at a checkpoint: from the finished run's own export, or from its masters, rounded."""
-    import torch
-
+def _weights(
+    run_dir: Path, checkpoint: Checkpoint, recipe: Recipe, model_folder: Path
+) -> tuple[dict[str, Tensor], Adapter | None]:
+    """What was published at a checkpoint: from the finished run's own export, or from the state of its learner."""
     ready = run_dir / "policy" / _WEIGHTS
     try:
+        if recipe.learner.lora is not None:
+            return _merged(checkpoint, recipe, model_folder)
         if ready.exists():
             weights = load_file(ready)
             if published_sha256(weights) == checkpoint.weights_sha256:
-                return weights
-        masters = {
-            name.removeprefix(f"{MASTER}/"): tensor
-            for name, tensor in checkpoint.tensors().items()
-            if name.startswith(f"{MASTER}/")
-        }
+                return weights, None
+        weights = _rounded(checkpoint.tensors())
     except (OSError, SafetensorError) as error:
         raise CheckpointInvalid(
             f"The checkpoint {checkpoint.path.name} can't be read: {error}.",
             "If the run goes on, it may have removed it just now: try again.",
         ) from None
-    weights = {name: tensor.to(torch.bfloat16) for name, tensor in masters.items()}
     if published_sha256(weights) != checkpoint.weights_sha256:
         raise CheckpointInvalid(
             f"The weights of {checkpoint.path.name} are not those that the run published.",
             "Take another checkpoint.",
         )
-    return weights
+    return weights, None
+
+
+def _rounded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The masters of a learner that trains all weights, as they are published."""
+    import torch
+
+    masters = {name: tensor for name, tensor in state.items() if name.startswith(f"{MASTER}/")}
+    return {name.removeprefix(f"{MASTER}/"): tensor.to(torch.bfloat16) for name, tensor in masters.items()}
+
+
+def _merged(checkpoint: Checkpoint, recipe: Recipe, model_folder: Path) -> tuple[dict[str, Tensor], Adapter | None]:
+    """The base model with a low-rank adapter merged in, and the adapter."""
+    from tersely.trainer.learner import Learner
+
+    learner = Learner(
+        model_folder,
+        recipe.learner.model_copy(update={"kl_coefficient": 0.0}),
+        temperature=recipe.sampling.temperature,
+        reward_weights=recipe.reward_weights,
+        total_steps=recipe.run.steps,
+        max_completion_tokens=recipe.max_completion_tokens,
+    )
+    learner.load_state(checkpoint.tensors(), checkpoint.learner)
+    return learner.published(), learner.adapter()
+
+
+def _write_adapter(folder: Path, adapter: Adapter, provenance: Provenance) -> None:
+    config, tensors = adapter
+    base = public_recipe(provenance.recipe)["model"]["name"]
+    folder.mkdir()
+    settings = {**config, "base_model_name_or_path": base_model(base)}
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
 
 
 def published_sha256(weights: Mapping[str, Tensor]) -> str:

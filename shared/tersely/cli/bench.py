@@ -28,7 +28,9 @@ def learner(
 ) -> None:
     """Measures and prints the ratios."""
     from tersely.cli.tools import load_tool
+    from tersely.telemetry.logging import configure_logging
 
+    configure_logging("bench", level="INFO")
     found = load_tool("bench_learner")(
         quick=quick, model=model, turns=turns, threads=threads, progress=lambda line: typer.echo(line, err=True)
     )

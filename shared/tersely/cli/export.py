@@ -27,11 +27,13 @@ def export(
     """Writes the folder and prints where it is."""
     from tersely.cli.tools import load_tool
     from tersely.models.provenance import PROVENANCE_FILE
+    from tersely.telemetry.logging import configure_logging
 
     if checkpoint not in ("last", "best") and not checkpoint.isdecimal():
         raise typer.BadParameter(f"{checkpoint!r} is not last, best or a step.", param_hint="--checkpoint")
     if to.exists() and (not to.is_dir() or (any(to.iterdir()) and not (to / PROVENANCE_FILE).exists())):
         raise typer.BadParameter(f"{to} holds other things; they are not overwritten.", param_hint="--to")
+    configure_logging("export", level="WARNING")
     found = load_tool("export")(run.resolve(), to.resolve(), checkpoint)
     if as_json:
         typer.echo(json.dumps(found, indent=2))

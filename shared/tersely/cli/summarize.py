@@ -36,9 +36,11 @@ def summarize(
 ) -> None:
     """Prints the summaries alone on standard output; what there is to say about them goes to standard error."""
     from tersely.cli.tools import load_tool
+    from tersely.telemetry.logging import configure_logging
 
     if samples > 1 and temperature == 0:
         raise typer.BadParameter("Samples only differ with --temperature above 0.", param_hint="--samples")
+    configure_logging("summarize", level="WARNING")
     documents = [(name, read_text(name)) for name in files]
     with ExitStack() as stack:
         folder, trained = find_policy(model, checkpoint, stack)

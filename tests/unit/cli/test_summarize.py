@@ -6,10 +6,12 @@ import io
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from tersely.cli.main import app
 from tersely.cli.summarize import printable
@@ -25,6 +27,13 @@ from tersely.rollout.summarize import run_summarize
 
 TEXT = "We present a new method. It works well on much data. Others may find it of use."
 PROMPT = "In {target_tokens} tokens, please: {document}"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """The command sets up logging for its process."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="module")

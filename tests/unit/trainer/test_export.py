@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
+import structlog
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -21,6 +24,7 @@ from tersely.models.tiny import make_tiny_model
 from tersely.trainer.card import interval
 from tersely.trainer.checkpoint import write_checkpoint
 from tersely.trainer.export import export_policy, published_sha256, run_export
+from tersely.trainer.learner import Learner
 from tersely.trainer.masters import MasterWeights
 from tersely.trainer.provenance import provenance_of
 from tersely.types import PolicyVersion, WeightsLabel
@@ -44,6 +48,13 @@ def evaluation(name: str, sha: str, share: float) -> dict[str, Any]:
         for mode in ("greedy", "sampled")
     ]
     return {"name": name, "weights_sha256": sha, "rows": rows}
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """The commands set up logging for their process."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +254,59 @@ def test_the_command_replaces_an_export_but_nothing_else(
         app(["export", str(run_dir), "--to", str(photos)])
     assert ended.value.code == 2
     assert [file.name for file in photos.iterdir()] == ["me.jpg"]
+
+
+@pytest.fixture
+def lora_run(tmp_path: Path, model_folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A run that trains an adapter, and what it published at its first checkpoint."""
+    recipe = Recipe.model_validate(
+        {"model": {"name": str(model_folder)}, "learner": {"lora": {"rank": 4}, "device": "cpu", "threads": 1}}
+    )
+    run_dir = tmp_path / "lora-run"
+    run_dir.mkdir()
+    (run_dir / "recipe.json").write_text(recipe.model_dump_json())
+    learner = Learner(
+        model_folder,
+        recipe.learner,
+        temperature=1.0,
+        reward_weights=recipe.reward_weights,
+        total_steps=1,
+        max_completion_tokens=96,
+    )
+    tensors, facts = learner.state()
+    generator = torch.Generator().manual_seed(0)
+    for tensor in tensors.values():
+        tensor += 0.05 * torch.randn(tensor.shape, generator=generator)
+    learner.load_state(tensors, facts)
+    published = learner.published()
+    write_checkpoint(
+        run_dir / "checkpoints",
+        step=1,
+        policy_version=1,
+        weights_sha256=published_sha256(published),
+        tensors=tensors,
+        learner=facts,
+        keep=1,
+    )
+    return run_dir, published
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+def test_a_lora_run_exports_merged_weights_and_an_adapter_that_peft_loads(
+    lora_run: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, model_folder: Path
+) -> None:
+    run_dir, published = lora_run
+    run_export(run_dir, tmp_path / "out")
+    assert equal(load_file(tmp_path / "out" / "model.safetensors"), published)
+    ids = torch.arange(3, 40)[None]
+    base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.no_grad():
+        before, after = base(ids).logits, merged(ids).logits
+        adapted = peft.PeftModel.from_pretrained(base, tmp_path / "out" / "adapter")(ids).logits
+    # The merged weights are rounded to bf16, the adapter is not.
+    assert (adapted - after).norm() < 0.03 * (after - before).norm()
+    assert "adapter/" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_intervals() -> None:

@@ -11,6 +11,7 @@ Shape letters: B prompts, G completions each, C completion, P prompt, R rows of 
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -147,7 +148,7 @@ def relative_difference(reference: Sequence[torch.Tensor], other: Sequence[torch
     pairs = list(zip(reference, other, strict=True))
     apart = sum(float((left - right).double().square().sum()) for left, right in pairs)
     whole = sum(float(left.double().square().sum()) for left, _ in pairs)
-    return (apart / whole) ** 0.5
+    return math.sqrt(apart / whole)
 
 
 def _loss(logprobs_RC: torch.Tensor, weight_R: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -106,7 +106,7 @@ def _over(key: str, upper: list[dict[str, Any]], lower: list[dict[str, Any]]) ->
 
 
 def _median(results: list[dict[str, Any]]) -> float:
-    return statistics.median(result["seconds"] for result in results)
+    return float(statistics.median(result["seconds"] for result in results))
 
 
 def _rounded(value: float | None, digits: int = 2) -> float | None:
