@@ -98,7 +98,8 @@ def activation_bytes(part: Part, facts: ModelFacts, *, autocast: bool) -> int:
     if facts.scores_kept:
         per_layer += 2 * facts.heads * positions * span * item
     copies = 2 * facts.decoder_parameters if autocast else 0
-    return facts.layers * per_layer + copies + 12 * part.tokens * facts.hidden
+    # The last norm keeps two more; positions with logits are picked and put together.
+    return facts.layers * per_layer + copies + 8 * positions * facts.hidden + 8 * part.tokens * facts.hidden
 
 
 def trainer_memory(recipe: Recipe, facts: ModelFacts, work: Workload, device: str) -> dict[str, ProcessMemory]:
