@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tersely.telemetry.jsonl import read_json_lines
+
 TINY = Path(__file__).parents[2] / "recipes" / "tiny.toml"
 STAGES = """
 [[stages]]
@@ -45,7 +47,7 @@ def up(recipe: Path, run_dir: Path, *more: str, sets: tuple[str, ...] = ()) -> s
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return list(read_json_lines(path))
 
 
 def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
@@ -151,23 +153,23 @@ def test_alarms_roll_the_run_back_then_stop_it_and_a_resume_and_a_replay_agree_o
 
 
 def test_an_evaluation_that_a_kill_interrupts_is_done_again_and_a_finished_one_is_not(tmp_path: Path) -> None:
-    run_dir, status = tmp_path / "run", tmp_path / "run" / "status.json"
+    run_dir = tmp_path / "run"
+    log, file = run_dir / "events.jsonl", run_dir / "evaluation-step-000004.json"
     command = [sys.executable, "-m", "tersely.cli", "up", str(TINY), "--run-dir", str(run_dir), "--plain"]
-    for item in ("run.steps=5", "evaluation.every=2", "evaluation.prompts=24", "queue.lease_seconds=3"):
+    for item in ("run.steps=5", "evaluation.every=2", "evaluation.samples=16", "queue.lease_seconds=3"):
         command += ["--set", item]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        deadline, evaluating = time.monotonic() + 200, False
-        while not evaluating and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.02)
-            evaluation = (json.loads(status.read_text()).get("evaluation") or {}) if status.exists() else {}
-            evaluating = evaluation.get("name") == "step-000004"
-        if evaluating:
-            os.kill(json.loads((run_dir / "run.json").read_text())["pid"], signal.SIGKILL)
+        deadline, began = time.monotonic() + 200, False
+        while not began and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.02)  # status.json is only written once a second
+            began = log.exists() and any(event["step"] == 4 for event in events(run_dir, "checkpoint_written"))
+        os.kill(json.loads((run_dir / "run.json").read_text())["pid"], signal.SIGKILL)
+        interrupted = not file.exists()
         output, _ = process.communicate(timeout=200)
-    assert evaluating, output
+    assert interrupted, output
     assert process.returncode == 0, output
     assert events(run_dir, "run_resumed")
     names = [event["name"] for event in events(run_dir, "evaluation_finished")]
     assert sorted(names) == ["after", "before", "step-000002", "step-000004"]
     rows = Counter(row["evaluation"] for row in lines(run_dir / "samples.jsonl") if row["outcome"] == "evaluation")
-    assert set(rows.values()) == {48}
+    assert len(set(rows.values())) == 1, rows
