@@ -172,7 +172,9 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
         status.update(state="drained", waiting_for=None)
         return DRAINED
     provenance = provenance_of(directory.path, recipe, stage.run_id, loop.step, loop.label)
-    export_policy(inputs.model_folder, learner.published(), directory.file("policy"), provenance)
+    export_policy(
+        inputs.model_folder, learner.published(), directory.file("policy"), provenance, adapter=learner.adapter()
+    )
     groups = stage.books.read()
     events.write("run_finished", run_id=stage.run_id, groups=groups)
     directory.write_json(
