@@ -54,7 +54,8 @@ class LabelStore:
         return SimpleNamespace(label=WeightsLabel(PolicyVersion(version), f"hash-of-{float(tensors['w']):g}"))
 
     def announce(self, prepared: SimpleNamespace) -> WeightsLabel:
-        return prepared.label
+        label: WeightsLabel = prepared.label
+        return label
 
 
 class SayWatch:
@@ -117,7 +118,8 @@ class Bench:
         )
         self.history = fold(self.wal.records())
         self.standing = Standing(0, WeightsLabel(PolicyVersion(0), "hash-of-0"), PolicyVersion(0))
-        self.keeper = CheckpointKeeper(self.parts, self.standing, self.history)
+        parts: Any = self.parts
+        self.keeper = CheckpointKeeper(parts, self.standing, self.history)
         self.desk = AlarmDesk(self.parts, self.standing, self.keeper, self.history, self.watch)  # type: ignore[arg-type]
 
     def train(self, until: int, *, checkpoints: bool = True) -> None:
@@ -135,7 +137,7 @@ class Bench:
     def evaluate(self, value: float | None, **figures: float | None) -> None:
         """As if the weights last published had been evaluated."""
         name = step_name(self.standing.step)
-        of_mode = {"within_5": value, "rewards": {}, **figures}
+        of_mode: dict[str, Any] = {"within_5": value, "rewards": {}, **figures}
         result = {
             "name": name,
             "step": self.standing.step,
