@@ -23,6 +23,7 @@ TINY = Path(__file__).parents[2] / "recipes" / "tiny.toml"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 PARALLEL = ("ddp", "fsdp")
 CASES = ("even", "odd", "fewer-than-ranks", "padded", "two-steps")  # of the program
+BOTH = [*((parallel, case) for parallel in PARALLEL for case in CASES), ("ddp", "adapters")]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -79,18 +80,16 @@ def results(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     return folders
 
 
-@pytest.mark.parametrize("parallel", PARALLEL)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("parallel", "case"), BOTH)
 def test_float64_gradients_are_those_of_one_process(results: dict[str, Path], parallel: str, case: str) -> None:
     one, two = (load_file(results[kind] / f"{case}-gradients.safetensors") for kind in ("one", parallel))
     assert one.keys() == two.keys()
+    assert any(gradient.norm() > 0 for gradient in one.values())
     for name in one:
-        assert one[name].norm() > 0, name
         assert (two[name] - one[name]).norm() <= 1e-9 * one[name].norm(), name
 
 
-@pytest.mark.parametrize("parallel", PARALLEL)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("parallel", "case"), BOTH)
 def test_five_steps_change_the_weights_as_in_one_process(results: dict[str, Path], parallel: str, case: str) -> None:
     before = load_file(results["one"] / f"{case}-before.safetensors")
     one, two = (load_file(results[kind] / f"{case}-state.safetensors") for kind in ("one", parallel))
@@ -102,15 +101,15 @@ def test_five_steps_change_the_weights_as_in_one_process(results: dict[str, Path
         return torch.cat([(state[name].double() - before[name].double()).flatten() for name in names])
 
     difference = (change(two) - change(one)).norm() / change(one).norm()
-    assert change(one).norm() > 0.01
+    assert change(one).norm() > 1e-3
     assert difference <= 1e-4
 
 
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_figures_are_those_of_the_whole_batch(results: dict[str, Path], parallel: str) -> None:
-    for case in CASES:
+    for case in CASES:  # loss, norm, tokens, entropy, largest ratio of each step
         one, two = (load_file(results[kind] / f"{case}-figures.safetensors")["figures"] for kind in ("one", parallel))
-        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("parallel", PARALLEL)

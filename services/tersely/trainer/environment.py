@@ -11,12 +11,13 @@ import torch
 _PACKAGES = ("torch", "transformers", "tersely")
 
 
-def environment_facts(device: str, threads: int) -> dict[str, str]:
+def environment_facts(device: str, threads: int, ranks: int = 1) -> dict[str, str]:
     """Facts of this process.
 
     Args:
         device: Where the learner runs.
         threads: Its CPU threads.
+        ranks: Processes that it is made of.
     """
     name = torch.cuda.get_device_name() if device.startswith("cuda") else torch.backends.cpu.get_cpu_capability()
     return {
@@ -26,6 +27,7 @@ def environment_facts(device: str, threads: int) -> dict[str, str]:
         "processor": name,
         "device": device,
         "threads": str(threads),
+        "ranks": str(ranks),
     }
 
 

@@ -104,6 +104,11 @@ class Learner:
         """Where it runs."""
         return str(self._device)
 
+    @property
+    def ranks(self) -> int:
+        """Processes that it is made of."""
+        return self._ranks.size
+
     def train(self, batch: Sequence[TrainingGroup], step: int) -> StepHealth:
         """`optimizer_steps_per_batch` passes over a batch with an optimizer step each.
 

@@ -38,7 +38,10 @@ class Copies:
         self._synced().backward()
 
 
-def _sum(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def _sum(
+    group: dist.ProcessGroup,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
+) -> torch.futures.Future[torch.Tensor]:
     """The reducer's own hook averages; the loss is normalised by counts over all ranks, so its gradients add up."""
     work: Any = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
     future: torch.futures.Future[torch.Tensor] = work.get_future().then(lambda done: done.value()[0])

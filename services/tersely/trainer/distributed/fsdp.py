@@ -29,8 +29,9 @@ class Shards:
         mesh = DeviceMesh.from_group(group, device.type)
         for block in _blocks(model):
             fully_shard(block, mesh=mesh, reshard_after_forward=False)
-        self._synced = fully_shard(SyncPoint(model), mesh=mesh, reshard_after_forward=False)
-        self._modules = [module for module in self._synced.modules() if isinstance(module, FSDPModule)]
+        self._point = SyncPoint(model)
+        self._root = fully_shard(self._point, mesh=mesh, reshard_after_forward=False)
+        self._modules = [module for module in self._point.modules() if isinstance(module, FSDPModule)]
         for module in self._modules:
             # The loss is normalised by counts over all ranks, so its gradients add up instead of being averaged.
             module.set_gradient_divide_factor(1.0)
@@ -43,23 +44,21 @@ class Shards:
 
     def open(self) -> None:
         """Gather the weights."""
-        self._synced.set_requires_gradient_sync(False)
-        self._synced.set_reshard_after_backward(False)
+        self._root.set_requires_gradient_sync(False)
+        self._root.set_reshard_after_backward(False)
         for module in self._modules:
             module.unshard()
 
     def sum(self) -> None:
         """Sum the gradients over the ranks, and keep this rank's shard of them and of the weights."""
-        self._synced.set_requires_gradient_sync(True)
-        self._synced.set_reshard_after_backward(True)
-        self._synced().backward()
+        self._root.set_requires_gradient_sync(True)
+        self._root.set_reshard_after_backward(True)
+        self._point().backward()
         for module in self._modules:
             module.reshard()
 
 
 def _blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The repeated layers of a Hugging Face decoder."""
-    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    if not lists:
-        return []
-    return list(max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters())))
+    """The repeated layers of a Hugging Face decoder: the longest list of modules that it has."""
+    lists = [list(module) for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    return max(lists, key=len, default=[])
