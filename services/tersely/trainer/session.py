@@ -289,7 +289,7 @@ def _started(
             incarnation=incarnation,
             initial_weights=initial.to_proto(),
             recipe_sha256=course_sha256(recipe),
-            environment=environment_facts(learner.device, learner.threads),
+            environment=environment_facts(learner.device, learner.threads, learner.ranks),
             checkpoint_step=start.step,
         )
     )
