@@ -21,6 +21,12 @@ from tersely.queue import connect
 from tersely.queue.embedded import EmbeddedServer
 from tersely.testing.faultpoints import FAULT_ENV
 
+_LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
 
 class Services:
     """Queue server, scorer and workers of one run, and as many trainers as the test starts.
@@ -30,11 +36,14 @@ class Services:
         recipe: Recipe file.
         sets: Items of `--set` for the trainer.
         workers: Rollout workers.
+        run_dir: Run directory; none: `run` in the folder.
     """
 
-    def __init__(self, folder: Path, recipe: Path, sets: Sequence[str], workers: int = 1) -> None:
+    def __init__(
+        self, folder: Path, recipe: Path, sets: Sequence[str], workers: int = 1, run_dir: Path | None = None
+    ) -> None:
         self.folder = folder
-        self.run_dir = folder / "run"
+        self.run_dir = run_dir or folder / "run"
         self._recipe = recipe
         self._address = f"127.0.0.1:{_free_port()}"
         self._sets = (*sets, f"rpc.port={self._address.rpartition(':')[2]}")
@@ -57,27 +66,33 @@ class Services:
             process.wait()
         self._server.stop()
 
-    def start(self, role: str, *words: str, fault: str = "") -> subprocess.Popen[bytes]:
+    def start(self, role: str, *words: str, fault: str = "", file_limit: int = 0) -> subprocess.Popen[bytes]:
         """Starts a service; its output goes to a file beside the run.
 
         Args:
             role: As on the command line.
             words: Its arguments.
             fault: Where it is to die, as `point:count`; empty: nowhere.
+            file_limit: Most bytes of a file that it can write, as on a full disk; 0: no limit.
         """
         command = [sys.executable, "-m", "tersely.cli", role, *words]
+        if file_limit:
+            command = [sys.executable, "-c", _LIMITED, str(file_limit), *command]
         environ = {**os.environ, FAULT_ENV: fault}
+        self.folder.mkdir(parents=True, exist_ok=True)
         with self._log(role, len(self._processes)).open("wb") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ)
         self._processes.append(process)
         return process
 
-    def start_trainer(self, *, resume: bool, fault: str = "", sets: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-        """Starts a trainer on the run."""
+    def start_trainer(
+        self, *, resume: bool, fault: str = "", sets: Sequence[str] = (), file_limit: int = 0
+    ) -> subprocess.Popen[bytes]:
+        """Starts a trainer on the run; `sets` win over those of the run, the rest is as for `start`."""
         words = ["--recipe", str(self._recipe), "--run-dir", str(self.run_dir), "--redis-url", self._server.url]
         words += ["--resume"] if resume else []
         words += [word for item in (*self._sets, *sets) for word in ("--set", item)]
-        return self.start("trainer", *words, fault=fault)
+        return self.start("trainer", *words, fault=fault, file_limit=file_limit)
 
     def output(self, process: subprocess.Popen[bytes]) -> str:
         """What a process has written so far."""
