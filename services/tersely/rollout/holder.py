@@ -26,12 +26,12 @@ class WeightsSource(Protocol):
     ) -> checkpoint_pb2.WeightsManifest | None:
         """Newest manifest, other than the one held; None if there is none in time."""
 
-    def fetch(self, want: WeightsLabel) -> dict[str, Tensor]:
-        """All tensors of a version, checked."""
+    def fetch(self, want: WeightsLabel, base: WeightsLabel | None = None) -> dict[str, Tensor]:
+        """All tensors of a version, checked; `base` is what is held and may save most of the way."""
 
 
 class WeightsHolder:
-    """Fetches weights and puts them into the engine in place; the fetched copy is let go at once.
+    """Fetches weights and puts them into the engine in place.
 
     Args:
         engine: Engine to fill; empty, or holding weights of the same model.
@@ -73,7 +73,7 @@ class WeightsHolder:
         if self._engine.label == label:
             return
         started = time.monotonic()
-        weights = self._source.fetch(label)
+        weights = self._source.fetch(label, self._engine.label)
         fetched = time.monotonic()
         if self._engine.label is None:
             self._engine.load(self._model_folder, label, weights)

@@ -217,7 +217,7 @@ class FetchWeightsRequest(_message.Message):
     PAYLOAD_SHA256_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
     base_weights_sha256: _builtins.str
-    """Hash of weights the caller already holds, from which a delta could be made; empty: none."""
+    """Hash of weights the caller already holds, against which a delta may be sent; empty: none. The same again when it resumes."""
     offset_bytes: _builtins.int
     """First byte wanted; > 0 resumes."""
     payload_sha256: _builtins.str
@@ -256,14 +256,17 @@ class FetchWeightsResponse(_message.Message):
     PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
     PAYLOAD_SHA256_FIELD_NUMBER: _builtins.int
     MANIFEST_FIELD_NUMBER: _builtins.int
+    BASE_WEIGHTS_SHA256_FIELD_NUMBER: _builtins.int
     offset_bytes: _builtins.int
     """Where data begins in the payload."""
     data: _builtins.bytes
     """At most chunk_bytes bytes."""
     payload_bytes: _builtins.int
-    """Length of the whole payload in bytes."""
+    """Length in bytes of all that is sent: the full payload, or the delta."""
     payload_sha256: _builtins.str
-    """SHA-256, hex, of the whole payload."""
+    """SHA-256, hex, of all that is sent."""
+    base_weights_sha256: _builtins.str
+    """Hash of the weights that a delta is against; empty: the payload is full. In the first message of a stream only."""
     @_builtins.property
     def manifest(self) -> Global___WeightsManifest:
         """Manifest of the version sent; in the first message of a stream only, which carries no data."""
@@ -276,10 +279,11 @@ class FetchWeightsResponse(_message.Message):
         payload_bytes: _builtins.int = ...,
         payload_sha256: _builtins.str = ...,
         manifest: Global___WeightsManifest | None = ...,
+        base_weights_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "manifest", b"manifest", "offset_bytes", b"offset_bytes", "payload_bytes", b"payload_bytes", "payload_sha256", b"payload_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_weights_sha256", b"base_weights_sha256", "data", b"data", "manifest", b"manifest", "offset_bytes", b"offset_bytes", "payload_bytes", b"payload_bytes", "payload_sha256", b"payload_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

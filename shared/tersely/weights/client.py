@@ -20,7 +20,7 @@ from tersely.telemetry.atomic import write_atomic
 from tersely.types import WeightsLabel
 from tersely.v1 import checkpoint_pb2, checkpoint_pb2_grpc
 from tersely.weights.model_files import MOST_BYTES, check_name
-from tersely.weights.receive import PayloadReceiver
+from tersely.weights.receive import HeldWeights, PayloadReceiver
 from tersely.weights.watch import VersionWatch
 
 if TYPE_CHECKING:
@@ -53,18 +53,26 @@ class FetchCounts:
     """What the fetches of a client cost so far.
 
     Attributes:
-        payload_bytes: Bytes of payload received, those fetched again included.
+        payload_bytes: Bytes of payloads and deltas received, those fetched again included.
         resumes: Streams that broke and were taken up again.
         mismatches: Payloads whose hashes were wrong.
+        deltas: Versions that came as a delta.
+        full_copies: Versions that came whole.
+        delta_fallbacks: Deltas that were of no use, so that a full copy was fetched.
     """
 
     payload_bytes: int = 0
     resumes: int = 0
     mismatches: int = 0
+    deltas: int = 0
+    full_copies: int = 0
+    delta_fallbacks: int = 0
 
 
 class WeightsClient:
     """Watches versions and fetches weights and model files over one channel, which the caller closes afterwards.
+
+    It keeps the bytes of the version fetched last, against which the next one may come as a delta. One thread fetches.
 
     Args:
         channel: Channel to the trainer.
@@ -81,6 +89,7 @@ class WeightsClient:
         self._closing = threading.Event()
         self._calls: set[grpc.Call] = set()
         self._lock = threading.Lock()
+        self._held: HeldWeights | None = None
         self.counts = FetchCounts()
 
     def start_watching(self) -> None:
@@ -110,32 +119,57 @@ class WeightsClient:
         self._watch.start()
         return self._watch.wait(timeout_seconds, other_than)
 
-    def fetch(self, want: WeightsLabel) -> dict[str, Tensor]:
+    def fetch(self, want: WeightsLabel, base: WeightsLabel | None = None) -> dict[str, Tensor]:
         """Fetches one version, whole and checked.
 
-        A broken stream is resumed from the byte that is here. If a hash is wrong, all is fetched once more.
+        A broken stream is resumed from the byte that is here. If a delta is of no use, all is fetched; if the hash of a
+        full copy is wrong, it is fetched once more.
 
         Args:
             want: Version and hash.
+            base: What the caller holds; where it is what was fetched last, the trainer may send a delta against it.
 
         Returns:
-            Name to CPU tensor, bfloat16 or float32 as published; tied tensors once. They share one buffer.
+            Name to CPU tensor, bfloat16 or float32 as published; tied tensors once. They share one buffer, which is the
+            base of the next delta: whoever changes them pays with a full copy.
 
         Raises:
             WeightsUnavailable: The trainer doesn't hold these weights.
-            WeightsMismatch: The hashes were wrong twice.
+            WeightsMismatch: The hashes of a full copy were wrong twice.
             TrainerUnreachable: The stream kept breaking without any progress, or `close` was called.
         """
-        try:
-            return self._receive(want).tensors()
-        except WeightsMismatch as error:
-            self.counts.mismatches += 1
-            _log.warning("weights_mismatch", weights=str(want), message=error.message, retry=True)
-        try:
-            return self._receive(want).tensors()
-        except WeightsMismatch:
-            self.counts.mismatches += 1
-            raise
+        held = self._held
+        if base is None or held is None or held.label.weights_sha256 != base.weights_sha256:
+            held = self._held = None  # let go before there is another
+        attempts = 3 if held is not None else 2
+        for attempt in range(attempts):
+            receiver = PayloadReceiver(want, held)
+            try:
+                self._receive(want, receiver)
+                break
+            except WeightsMismatch as error:
+                self.counts.mismatches += 1
+                self.counts.delta_fallbacks += receiver.is_delta
+                last = attempt == attempts - 1
+                _log.warning(
+                    "weights_mismatch",
+                    weights=str(want),
+                    message=error.message,
+                    delta=receiver.is_delta,
+                    retry=not last,
+                )
+                if last:
+                    raise
+            held = self._held = None
+        self.counts.deltas += receiver.is_delta
+        self.counts.full_copies += not receiver.is_delta
+        self._held = receiver.held()
+        return self._held.tensors()
+
+    @property
+    def delta_fallbacks(self) -> int:
+        """Deltas that were of no use, so that a full copy was fetched."""
+        return self.counts.delta_fallbacks
 
     def fetch_model_folder(self, into: Path, timeout_seconds: float = 60.0) -> Path:
         """Fetches config and tokenizer files; those already there with the right hash stay.
@@ -175,13 +209,13 @@ class WeightsClient:
                 call.cancel()
         self._watch.stop()
 
-    def _receive(self, want: WeightsLabel) -> PayloadReceiver:
-        receiver = PayloadReceiver(want)
+    def _receive(self, want: WeightsLabel, receiver: PayloadReceiver) -> None:
         attempt = 0
         while not receiver.complete:
             before = receiver.received_bytes
             request = checkpoint_pb2.FetchWeightsRequest(
                 want=want.to_proto(),
+                base_weights_sha256=receiver.base_weights_sha256,
                 offset_bytes=receiver.received_bytes,
                 payload_sha256=receiver.payload_sha256,
                 node_id=self._node_id,
@@ -200,7 +234,6 @@ class WeightsClient:
             self._pause(error, attempt, f"weights {want}")
             self.counts.resumes += 1
             _log.info("fetch_resumed", weights=str(want), offset_bytes=receiver.received_bytes, attempt=attempt)
-        return receiver
 
     def _fetch_file(self, file: checkpoint_pb2.ModelFile) -> bytes:
         if file.length_bytes > MOST_BYTES:

@@ -3,52 +3,99 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tersely.errors import WeightsMismatch
 from tersely.types import WeightsLabel
 from tersely.v1 import checkpoint_pb2
+from tersely.weights.delta import decode_delta, same_layout
 from tersely.weights.digest import ITEM_BYTES, manifest_sha256, tensor_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_WAY_OUT = "It was fetched twice; check the memory and the network of both machines."
+_WAY_OUT = "It was fetched again from the beginning; check the memory and the network of both machines."
+
+
+@dataclass(frozen=True, slots=True)
+class HeldWeights:
+    """A whole, checked version, as it was received.
+
+    Attributes:
+        label: Version and hash.
+        manifest: Layout and hashes.
+        payload: Raw bytes of all tensors.
+    """
+
+    label: WeightsLabel
+    manifest: checkpoint_pb2.WeightsManifest
+    payload: bytearray
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name to CPU tensor; they share the payload's memory."""
+        import torch
+
+        dtypes = {"BF16": torch.bfloat16, "F32": torch.float32}
+        result: dict[str, Tensor] = {}
+        for tensor in self.manifest.tensors:
+            shape, dtype, begin = tuple(tensor.shape), dtypes[tensor.dtype], tensor.offset_bytes
+            if not tensor.length_bytes:
+                result[tensor.name] = torch.empty(shape, dtype=dtype)
+                continue
+            source, at = self.payload, begin
+            if begin % ITEM_BYTES[tensor.dtype]:
+                # A float32 tensor after an odd number of bfloat16 values would lie across word borders.
+                source, at = self.payload[begin : begin + tensor.length_bytes], 0
+            count = math.prod(shape)
+            result[tensor.name] = torch.frombuffer(source, dtype=dtype, count=count, offset=at).reshape(shape)
+        return result
 
 
 class PayloadReceiver:
-    """One payload on its way in; outlives the streams that bring it.
+    """One version on its way in, whole or as a delta; outlives the streams that bring it.
 
     Args:
-        want: Version and hash that the payload must have.
+        want: Version and hash that the result must have.
+        base: What a delta may be against; it stays as it is.
     """
 
-    def __init__(self, want: WeightsLabel) -> None:
+    def __init__(self, want: WeightsLabel, base: HeldWeights | None = None) -> None:
         self._want = want
+        self._base = base
         self._manifest: checkpoint_pb2.WeightsManifest | None = None
+        self._sent_sha256 = ""
         self._buffer = bytearray()
+        self._payload: bytearray | None = None
         self._checked_tensors = 0
         self.received_bytes = 0
+        self.is_delta = False
 
     @property
     def payload_sha256(self) -> str:
-        """Payload hash that `received_bytes` belongs to; empty before the first message."""
-        return self._manifest.payload_sha256 if self._manifest is not None else ""
+        """Hash of what is sent, which `received_bytes` belongs to; empty before the first message."""
+        return self._sent_sha256
+
+    @property
+    def base_weights_sha256(self) -> str:
+        """Hash of the weights that a delta may be against; empty: none."""
+        return self._base.label.weights_sha256 if self._base is not None else ""
 
     @property
     def complete(self) -> bool:
         """Whether everything is here and checked."""
-        return self._manifest is not None and self._checked_tensors == len(self._manifest.tensors)
+        return self._payload is not None
 
     def feed(self, message: checkpoint_pb2.FetchWeightsResponse) -> None:
         """Takes one message of a stream; each tensor is checked as soon as it is whole.
 
         Raises:
-            WeightsMismatch: The manifest is not that of the wanted label, or a tensor has another hash.
+            WeightsMismatch: The manifest is not that of the wanted label, a delta is damaged or not against the base,
+                or a tensor has another hash.
         """
         if message.HasField("manifest"):
-            self._begin(message.manifest)
-        if self._manifest is None or message.payload_sha256 != self._manifest.payload_sha256:
+            self._begin(message)
+        if self._manifest is None or message.payload_sha256 != self._sent_sha256:
             raise WeightsMismatch(f"A chunk of {self._want} belongs to another payload.", _WAY_OUT)
         end = message.offset_bytes + len(message.data)
         if message.offset_bytes != self.received_bytes or end > len(self._buffer):
@@ -58,41 +105,51 @@ class PayloadReceiver:
             )
         self._buffer[message.offset_bytes : end] = message.data
         self.received_bytes = end
-        self._check_whole_tensors()
+        if self.is_delta:
+            self._apply_whole_delta()
+        else:
+            self._check_whole_tensors()
+
+    def held(self) -> HeldWeights:
+        """What was received.
+
+        Raises:
+            RuntimeError: It is not complete.
+        """
+        if self._manifest is None or self._payload is None:
+            raise RuntimeError("the payload is not complete")
+        return HeldWeights(self._want, self._manifest, self._payload)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Name to CPU tensor; they share the receiver's buffer, which no one else writes.
+        """Name to CPU tensor; they share one buffer.
 
         Raises:
             RuntimeError: The payload is not complete.
         """
-        import torch
+        return self.held().tensors()
 
-        if self._manifest is None or not self.complete:
-            raise RuntimeError("the payload is not complete")
-        dtypes = {"BF16": torch.bfloat16, "F32": torch.float32}
-        result: dict[str, Tensor] = {}
-        for tensor in self._manifest.tensors:
-            shape, dtype, begin = tuple(tensor.shape), dtypes[tensor.dtype], tensor.offset_bytes
-            if not tensor.length_bytes:
-                result[tensor.name] = torch.empty(shape, dtype=dtype)
-                continue
-            source, at = self._buffer, begin
-            if begin % ITEM_BYTES[tensor.dtype]:
-                # A float32 tensor after an odd number of bfloat16 values would lie across word borders.
-                source, at = self._buffer[begin : begin + tensor.length_bytes], 0
-            count = math.prod(shape)
-            result[tensor.name] = torch.frombuffer(source, dtype=dtype, count=count, offset=at).reshape(shape)
-        return result
-
-    def _begin(self, manifest: checkpoint_pb2.WeightsManifest) -> None:
+    def _begin(self, head: checkpoint_pb2.FetchWeightsResponse) -> None:
+        manifest = head.manifest
         if self._manifest is not None:
-            if manifest.payload_sha256 != self._manifest.payload_sha256:
+            if head.payload_sha256 != self._sent_sha256:
                 raise WeightsMismatch(f"The payload of {self._want} changed during a fetch.", _WAY_OUT)
             return
         self._check_manifest(manifest)
-        self._manifest = manifest
-        self._buffer = bytearray(manifest.payload_bytes)
+        if head.base_weights_sha256:
+            self._check_base(head)
+        elif head.payload_sha256 != manifest.payload_sha256:
+            raise WeightsMismatch(f"What is sent of {self._want} is not its payload.", _WAY_OUT)
+        self.is_delta = bool(head.base_weights_sha256)
+        self._buffer = bytearray(head.payload_bytes if self.is_delta else manifest.payload_bytes)
+        self._manifest, self._sent_sha256 = manifest, head.payload_sha256
+
+    def _check_base(self, head: checkpoint_pb2.FetchWeightsResponse) -> None:
+        if self._base is None or head.base_weights_sha256 != self._base.label.weights_sha256:
+            raise WeightsMismatch(f"The delta to {self._want} is against weights that are not here.", _WAY_OUT)
+        if not same_layout(self._base.manifest, head.manifest):
+            raise WeightsMismatch(f"The delta to {self._want} is against tensors of another layout.", _WAY_OUT)
+        if not 0 < head.payload_bytes <= head.manifest.payload_bytes:
+            raise WeightsMismatch(f"The delta to {self._want} is longer than a full copy.", _WAY_OUT)
 
     def _check_manifest(self, manifest: checkpoint_pb2.WeightsManifest) -> None:
         if WeightsLabel.from_proto(manifest.weights) != self._want:
@@ -110,6 +167,17 @@ class PayloadReceiver:
                 f"{self._want}: tensors of {end} bytes, payload of {manifest.payload_bytes}.", _WAY_OUT
             )
 
+    def _apply_whole_delta(self) -> None:
+        assert self._manifest is not None
+        assert self._base is not None
+        if self.received_bytes < len(self._buffer):
+            return
+        if tensor_sha256(self._buffer) != self._sent_sha256:
+            raise WeightsMismatch(f"The delta to {self._want} has the wrong hash.", _WAY_OUT)
+        self._payload = decode_delta(self._manifest, self._base.payload, self._buffer)
+        # What is left of the delta and the base is no longer needed here.
+        self._buffer, self._base = bytearray(), None
+
     def _check_whole_tensors(self) -> None:
         assert self._manifest is not None
         tensors = self._manifest.tensors
@@ -124,3 +192,4 @@ class PayloadReceiver:
                 if digest != tensor.sha256:
                     raise WeightsMismatch(f"Tensor {tensor.name} of {self._want} has the wrong hash.", _WAY_OUT)
                 self._checked_tensors += 1
+        self._payload = self._buffer

@@ -12,6 +12,8 @@ from tersely.errors import TerselyError, WeightsMismatch, WeightsUnavailable
 from tersely.rpc.errors import errors_as_status
 from tersely.types import WeightsLabel
 from tersely.v1 import checkpoint_pb2, checkpoint_pb2_grpc
+from tersely.weights.shelf import Delta, DeltaShelf
+from tersely.weights.snapshot import Snapshot
 from tersely.weights.store import SnapshotStore
 
 _FILE_CHUNK_BYTES = 1 << 20
@@ -22,19 +24,26 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class CheckpointServicer(checkpoint_pb2_grpc.CheckpointServiceServicer):
     """Announces and streams what a store holds; for `GrpcServer` only (grpc.aio).
 
-    Full weights only: `base_weights_sha256` is accepted and has no effect yet, so a client may always send it.
+    A caller that names weights it holds gets a delta against them where the store still has them too and the delta is
+    shorter than a full copy.
+
+    Args:
+        store: What is served.
+        shelf: Where deltas come from; none: its own.
     """
 
-    def __init__(self, store: SnapshotStore) -> None:
+    def __init__(self, store: SnapshotStore, shelf: DeltaShelf | None = None) -> None:
         self._store = store
+        self._shelf = shelf or DeltaShelf(store)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds itself to a server: ``server.add(servicer.register, servicer.close)``."""
         checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server(self, server)
 
     def close(self) -> None:
-        """Ends the watches, which have no end of their own."""
+        """Ends the watches, which have no end of their own, and makes no more deltas."""
         self._store.close()
+        self._shelf.close()
 
     async def WatchVersions(  # noqa: N802 - gRPC's name
         self, request: checkpoint_pb2.WatchVersionsRequest, context: _Context
@@ -61,32 +70,32 @@ class CheckpointServicer(checkpoint_pb2_grpc.CheckpointServiceServicer):
     async def FetchWeights(  # noqa: N802 - gRPC's name
         self, request: checkpoint_pb2.FetchWeightsRequest, context: _Context
     ) -> AsyncIterator[checkpoint_pb2.FetchWeightsResponse]:
-        """Sends the manifest, then the payload from the offset on."""
+        """Sends the manifest, then the payload or a delta from the offset on."""
         async with errors_as_status(context):
             snapshot = self._store.get(WeightsLabel.from_proto(request.want))
             manifest = snapshot.manifest
+            delta = await self._delta(request, snapshot)
+            data = snapshot.payload if delta is None else memoryview(delta.data)
+            sha256 = manifest.payload_sha256 if delta is None else delta.sha256
             offset = request.offset_bytes
-            if offset > manifest.payload_bytes or (offset and request.payload_sha256 != manifest.payload_sha256):
+            if offset > len(data) or (offset and request.payload_sha256 != sha256):
                 raise WeightsMismatch(
-                    f"Offset {offset} does not belong to the payload of {snapshot.label}.",
+                    f"Offset {offset} does not belong to what there is of {snapshot.label}.",
                     "Fetch it from the beginning.",
                 )
-            head = checkpoint_pb2.FetchWeightsResponse(
+            yield checkpoint_pb2.FetchWeightsResponse(
                 offset_bytes=offset,
-                payload_bytes=manifest.payload_bytes,
-                payload_sha256=manifest.payload_sha256,
+                payload_bytes=len(data),
+                payload_sha256=sha256,
                 manifest=manifest,
+                base_weights_sha256="" if delta is None else delta.base_weights_sha256,
             )
-            yield head
-            while offset < manifest.payload_bytes:
-                data = bytes(snapshot.payload[offset : offset + manifest.chunk_bytes])
+            while offset < len(data):
+                chunk = bytes(data[offset : offset + manifest.chunk_bytes])
                 yield checkpoint_pb2.FetchWeightsResponse(
-                    offset_bytes=offset,
-                    data=data,
-                    payload_bytes=manifest.payload_bytes,
-                    payload_sha256=manifest.payload_sha256,
+                    offset_bytes=offset, data=chunk, payload_bytes=len(data), payload_sha256=sha256
                 )
-                offset += len(data)
+                offset += len(chunk)
 
     async def FetchModelFile(  # noqa: N802 - gRPC's name
         self, request: checkpoint_pb2.FetchModelFileRequest, context: _Context
@@ -103,6 +112,13 @@ class CheckpointServicer(checkpoint_pb2_grpc.CheckpointServiceServicer):
                 data = file.data[offset : offset + _FILE_CHUNK_BYTES]
                 yield checkpoint_pb2.FetchModelFileResponse(offset_bytes=offset, data=data)
                 offset += len(data)
+
+    async def _delta(self, request: checkpoint_pb2.FetchWeightsRequest, want: Snapshot) -> Delta | None:
+        """The delta to send; None: send all. A caller that resumes gets what it began with, if that can be had."""
+        resumes_full = request.offset_bytes and request.payload_sha256 == want.manifest.payload_sha256
+        if resumes_full or not request.base_weights_sha256:
+            return None
+        return await self._shelf.get(request.base_weights_sha256, want)
 
     def _check_run(self, run_id: str) -> None:
         if run_id and run_id != self._store.run_id:

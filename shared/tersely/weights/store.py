@@ -26,7 +26,9 @@ class SnapshotStore:
         stop_token_ids: Ids that end a completion.
         chunk_bytes: Bytes per chunk sent; at most 3 MiB, for gRPC's limit of 4 MiB.
         incarnation: Incarnation of the trainer.
-        keep: Newest snapshots to keep, >= 1. While one is published, one more exists.
+        keep: Newest snapshots to keep, >= 1: a worker gets a delta if it holds one of them. While one is published, one
+            more exists.
+        keep_bytes: Keep fewer where their payloads would take more than this; the current one always stays.
 
     Raises:
         ModelInvalid: A file of the model folder is too large, or can't be read.
@@ -40,6 +42,7 @@ class SnapshotStore:
         chunk_bytes: int,
         incarnation: int,
         keep: int = 3,
+        keep_bytes: int | None = None,
     ) -> None:
         if keep < 1 or not 0 < chunk_bytes <= 3 << 20:
             raise ValueError(f"keep = {keep}, chunk_bytes = {chunk_bytes}")
@@ -49,6 +52,7 @@ class SnapshotStore:
         self._chunk_bytes = chunk_bytes
         self._incarnation = incarnation
         self._keep = keep
+        self._keep_bytes = keep_bytes
         self._lock = threading.Lock()
         # In order of publication, the current one last.
         self._held: dict[WeightsLabel, Snapshot] = {}
@@ -120,6 +124,12 @@ class SnapshotStore:
         with self._lock:
             return self._find(label)
 
+    def find(self, weights_sha256: str) -> Snapshot | None:
+        """The newest snapshot with this hash, whatever its version; None if there is none."""
+        with self._lock:
+            found = (s for s in reversed(self._held.values()) if s.label.weights_sha256 == weights_sha256)
+            return next(found, None)
+
     def pin(self, label: WeightsLabel) -> None:
         """Keeps a snapshot until it is unpinned as often as it was pinned.
 
@@ -180,6 +190,14 @@ class SnapshotStore:
                 listener()
 
     def _drop_old(self) -> None:
-        newest = set(list(self._held)[-self._keep :])
+        newest: set[WeightsLabel] = set()
+        total = 0
+        for label, snapshot in reversed(self._held.items()):
+            total += len(snapshot.payload)
+            if newest and self._keep_bytes is not None and total > self._keep_bytes:
+                break
+            newest.add(label)
+            if len(newest) == self._keep:
+                break
         for label in [label for label in self._held if label not in newest and label not in self._pins]:
             del self._held[label]

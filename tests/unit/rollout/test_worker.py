@@ -40,7 +40,7 @@ class FakeSource:
             return None
         return checkpoint_pb2.WeightsManifest(weights=self.newest.to_proto())
 
-    def fetch(self, want: WeightsLabel) -> dict[str, torch.Tensor]:
+    def fetch(self, want: WeightsLabel, base: WeightsLabel | None = None) -> dict[str, torch.Tensor]:
         if want not in self.served:
             raise WeightsUnavailable(f"no {want}")
         self.fetched.append(want)
