@@ -9,9 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tersely.config.learner import LoraSection
 from tersely.grpo import LossInputs, policy_loss
 from tersely.trainer.forward import ForwardSettings, completion_logprobs_padded, completion_logprobs_shared
 from tersely.trainer.groups import GroupRows
+from tersely.trainer.lora import add_adapters
 from tersely.trainer.micro_batches import backward_in_parts, group_parts, peak_positions
 
 _spec = importlib.util.spec_from_file_location("trainer_models", Path(__file__).with_name("models.py"))
@@ -226,3 +228,31 @@ def test_no_gradient_forward_of_all_rows_and_of_parts_is_the_same() -> None:
 
     backward_in_parts(model, group, SETTINGS, loss, shared=True, budget=64, seconds=defaultdict(float))
     torch.testing.assert_close(seen, whole.logprobs.detach(), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_parts_run_in_bf16_autocast_with_fp32_gradients(adapters: bool) -> None:
+    """What accelerators do, here on a CPU: near the fp32 gradient, and fp32 where the masters take it."""
+    model = make_model("llama")
+    if adapters:
+        add_adapters(model, LoraSection(rank=4, alpha=8))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
+    group = make_rows()
+    gradients = []
+    for autocast in (None, torch.bfloat16):
+        model.zero_grad()
+        backward_in_parts(
+            model,
+            group,
+            ForwardSettings(autocast=autocast),
+            lambda rows, result: policy_loss(part_inputs(group, rows, result.logprobs, loss="cispo")).loss,
+            shared=True,
+            budget=64,
+            seconds=defaultdict(float),
+        )
+        trained = [p.grad for p in model.parameters() if p.requires_grad]
+        assert {gradient.dtype for gradient in trained} == {torch.float32}
+        gradients.append(torch.cat([gradient.flatten() for gradient in trained]))
+    assert 0 < difference(gradients[1], gradients[0]) < 0.1
