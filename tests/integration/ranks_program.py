@@ -6,14 +6,16 @@ Usage: python ranks_program.py MODEL_FOLDER OUT ddp|fsdp
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-import tersely.trainer.learner as learner_module
 from tersely.config.learner import LearnerSection
 from tersely.grpo.group_advantages import batch_advantages
+from tersely.trainer import learner as learner_module
 from tersely.trainer.distributed.launch import world_size
+from tersely.trainer.distributed.ranks import Ranks
 from tersely.trainer.distributed.tensors import whole
 from tersely.trainer.groups import batch_counts, group_rows
 from tersely.trainer.learner import Learner, TrainingGroup
@@ -21,7 +23,7 @@ from tersely.types import GroupId
 
 OPTIMIZER_STEPS = 5  # at most; from then on single roundings to bf16 that fall the other way make differences grow
 REWARDS = {"length": 1.0}
-CASES = {
+CASES: dict[str, tuple[int, dict[str, Any]]] = {
     # name: groups per batch, settings
     "even": (4, {}),
     "odd": (3, {"micro_batch_tokens": 64}),
@@ -53,7 +55,7 @@ def batch_of(groups: int, seed: int) -> list[TrainingGroup]:
     return batch
 
 
-def make_learner(folder: Path, settings: dict[str, object], ranks: object) -> Learner:
+def make_learner(folder: Path, settings: dict[str, Any], ranks: Ranks | None) -> Learner:
     section = LearnerSection.model_validate({"device": "cpu", "threads": 1, "learning_rate": 1e-3, **settings})
     return Learner(
         folder,
@@ -62,16 +64,18 @@ def make_learner(folder: Path, settings: dict[str, object], ranks: object) -> Le
         reward_weights=lambda step: REWARDS,
         total_steps=OPTIMIZER_STEPS,
         max_completion_tokens=32,
-        ranks=ranks,  # type: ignore[arg-type]
+        ranks=ranks,
     )
 
 
-def float64_gradient(folder: Path, groups: int, settings: dict[str, object], ranks: object) -> dict[str, torch.Tensor]:
+def float64_gradient(
+    folder: Path, groups: int, settings: dict[str, Any], ranks: Ranks | None
+) -> dict[str, torch.Tensor]:
     """The gradient of one batch in float64, by the learner's own way through it."""
-    load = learner_module.load_policy
-    learner_module.load_policy = lambda folder: load(folder).double()
+    load = vars(learner_module)["load_policy"]
+    vars(learner_module)["load_policy"] = lambda folder: load(folder).double()
     learner = make_learner(folder, {**settings, "kl_coefficient": 0.0}, ranks)
-    learner_module.load_policy = load
+    vars(learner_module)["load_policy"] = load
     batch = batch_of(groups, seed=groups)
     advantages = batch_advantages([group.rewards for group in batch], REWARDS)
     costs = [len(group.prompt_ids) for group in batch]

@@ -66,7 +66,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = AutoConfig.from_pretrained(folder, tie_word_embeddings=True, initializer_range=0.1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tied)
+        LlamaForCausalLM(config).bfloat16().save_pretrained(tied)
     return tied
 
 
@@ -200,6 +200,7 @@ def drill(run_dir: Path, command: Sequence[str], url: str) -> None:
         said, _ = main.communicate(timeout=240)
         assert main.returncode == 0, said
     finally:
-        for process in (main, *helpers):
-            process.kill()
-            process.wait()
+        main.kill()
+        for helper in helpers:
+            helper.kill()
+            helper.wait()

@@ -23,7 +23,7 @@ from tersely.models.device import available_cores
 from tersely.models.locate import locate_model
 from tersely.trainer.distributed.batches import batch_bytes, read_batch
 from tersely.trainer.distributed.channel import Channel, Command, Message
-from tersely.trainer.distributed.group import TorchRanks
+from tersely.trainer.distributed.group import TorchRanks, rank_errors
 from tersely.trainer.distributed.launch import ranks_on_this_box
 from tersely.trainer.groups import TrainingGroup
 from tersely.trainer.health import StepHealth
@@ -105,14 +105,14 @@ class LeadingLearner(Learner):
         """The whole policy, gathered if it is sharded."""
         if not self._team.ranks.sharded:
             return super().published()
-        with self._team.together(Message(Command.PUBLISHED)):
+        with self._team.together(Message(Command.PUBLISHED)), rank_errors():
             return super().published()
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The whole state, as one process would have it."""
         if not self._team.ranks.sharded:
             return super().state()
-        with self._team.together(Message(Command.STATE)):
+        with self._team.together(Message(Command.STATE)), rank_errors():
             return super().state()
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
@@ -141,10 +141,10 @@ def follow(ranks: TorchRanks) -> int:
         assert learner is not None, "the first command is BEGIN"
         if message.command is Command.TRAIN:
             learner.train(read_batch(message.payload), message.step)
-        elif message.command is Command.PUBLISHED:
-            learner.published()
-        elif message.command is Command.STATE:
-            learner.state()
+        elif message.command in (Command.PUBLISHED, Command.STATE):
+            # Only rank 0 keeps what comes together here.
+            with rank_errors():
+                _ = learner.published() if message.command is Command.PUBLISHED else learner.state()
         else:
             learner.load_state(*channel.receive_state(message.payload))
     channel.meet()
