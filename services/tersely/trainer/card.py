@@ -21,6 +21,7 @@ _FIGURES = {
     "tokens": "mean length, tokens",
     "stopped": "share that ended by itself",
 }
+_SHARES = ("within_5", "stopped")
 _Z_95 = 1.959963984540054
 
 
@@ -63,7 +64,7 @@ def base_model(name: str) -> str:
     return _BUILT_IN[name][0] if name in _BUILT_IN else name
 
 
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
+def interval(values: Sequence[float], *, is_share: bool) -> tuple[float, float] | None:
     """95 % interval of the mean of one value per prompt; None for fewer than two, or where all are equal.
 
     Shares of yes and no: Wilson's interval (1927), which stays open at 0 and 1. Else the bootstrap over prompts.
@@ -71,7 +72,7 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     count = len(values)
     if count < 2:
         return None
-    if set(values) <= {0.0, 1.0}:
+    if is_share and set(values) <= {0.0, 1.0}:
         share = sum(values) / count
         scale = 1 + _Z_95**2 / count
         centre = (share + _Z_95**2 / (2 * count)) / scale
@@ -99,10 +100,8 @@ def _figures(provenance: Provenance) -> str:
             if not late:
                 continue
             change = paired_difference(early, late)
-            lines.append(
-                f"| {words}, {mode} | {_mean(list(early.values()))} | {_mean(list(late.values()))} |"
-                f" {_change(change)} | {len(late)} |"
-            )
+            means = [_mean(list(values.values()), is_share=figure in _SHARES) for values in (early, late)]
+            lines.append(f"| {words}, {mode} | {means[0]} | {means[1]} | {_change(change)} | {len(late)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -115,10 +114,10 @@ def _by_prompt(rows: Sequence[Mapping[str, Any]], mode: str, figure: str) -> dic
     return {prompt_id: sum(found) / len(found) for prompt_id, found in values.items()}
 
 
-def _mean(values: Sequence[float]) -> str:
+def _mean(values: Sequence[float], *, is_share: bool) -> str:
     if not values:
         return "-"
-    around = interval(values)
+    around = interval(values, is_share=is_share)
     mean = f"{sum(values) / len(values):.3f}"
     return mean if around is None else f"{mean} [{around[0]:.3f}, {around[1]:.3f}]"
 
@@ -143,13 +142,12 @@ tersely summarize --model FOLDER document.txt
 ```
 
 ```python
-import json
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder, document = "FOLDER", open("document.txt").read()
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder)
-messages = json.loads({json.dumps(json.dumps(messages, ensure_ascii=False), ensure_ascii=False)})
+messages = {json.dumps(messages, ensure_ascii=False)}
 for message in messages:
     message["content"] = message["content"].replace("{{target_tokens}}", "{target}").replace("{{document}}", document)
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)

@@ -310,9 +310,10 @@ def test_a_lora_run_exports_merged_weights_and_an_adapter_that_peft_loads(
 
 
 def test_intervals() -> None:
-    assert interval([1.0]) is None
-    assert interval([0.3, 0.3]) is None
-    low, high = interval([1.0] * 20) or (0, 0)
+    assert interval([1.0], is_share=True) is None
+    assert interval([0.3, 0.3], is_share=True) is None
+    assert interval([0.0] * 9, is_share=False) is None  # a reward that is 0 everywhere, not a share
+    low, high = interval([1.0] * 20, is_share=True) or (0, 0)
     assert (round(low, 3), round(high, 3)) == (0.839, 1.0)  # Wilson, by hand: n / (n + z^2)
-    low, high = interval([0.1, 0.2, 0.3, 0.4]) or (0, 0)
+    low, high = interval([0.1, 0.2, 0.3, 0.4], is_share=True) or (0, 0)
     assert 0.1 <= low < 0.25 < high <= 0.4
