@@ -57,7 +57,8 @@ class History:
         initial: Label of version 0.
         recipe_sha256: Hash of the settings that the newest trainer went on with.
         ledger: The books.
-        batches: Groups of each step that has a complete batch.
+        batches: Groups of each step that has a complete batch; `restore` lets go of them.
+        last_step: The newest step that has one; 0 before the first.
         versions: Label each step made, where that was committed; the newest, where it was trained more than once.
         rollbacks: By the last step trained before them; the newest for each.
         stretches: Who trained which steps last, in order.
@@ -71,17 +72,13 @@ class History:
     recipe_sha256: str = ""
     ledger: Ledger = field(default_factory=Ledger)
     batches: dict[int, list[group_pb2.ScoredGroup]] = field(default_factory=dict)
+    last_step: int = 0
     versions: dict[int, WeightsLabel] = field(default_factory=dict)
     rollbacks: dict[int, Rollback] = field(default_factory=dict)
     stretches: list[Stretch] = field(default_factory=list)
     highest_version: PolicyVersion = field(default_factory=lambda: PolicyVersion(0))
     dropped: dict[int, int] = field(default_factory=dict)
     dropped_since_batch: int = 0
-
-    @property
-    def last_step(self) -> int:
-        """The newest step with a complete batch; 0 before the first."""
-        return max(self.batches, default=0)
 
     @property
     def known_labels(self) -> list[WeightsLabel]:
@@ -151,6 +148,7 @@ def fold(records: Iterable[log_pb2.LogRecord]) -> History:
                 history.dropped_since_batch += 1
         elif kind == "batch_formed":
             history.batches[record.batch_formed.step] = list(record.batch_formed.groups)
+            history.last_step = max(history.last_step, record.batch_formed.step)
             history.dropped[record.batch_formed.step] = history.dropped_since_batch
             history.dropped_since_batch = 0
             for group in record.batch_formed.groups:

@@ -60,7 +60,7 @@ def restore(
     not the logged one (another device, thread count or library), training goes on under a number never used before.
 
     Args:
-        history: The log; brought up to date with what is committed here.
+        history: The log; brought up to date with what is committed here, and its batches let go of.
         start: From `choose_start`.
         checkpoints: Those it knew.
         learner: In its initial state.
@@ -99,6 +99,7 @@ def restore(
             dropped=history.dropped.get(step, 0),
             replayed=True,
         )
+    history.batches.clear()  # much memory, which nobody needs any more
     return Position(step, label, max((checkpoint.step for checkpoint in checkpoints), default=0))
 
 

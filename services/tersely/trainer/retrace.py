@@ -98,7 +98,7 @@ def retrace(
     learner: Learner,
     start: Start,
     checkpoints: Sequence[Checkpoint],
-    before_step: Callable[[int], None] = lambda step: None,
+    before_step: Callable[[int], object] = lambda step: None,
 ) -> Iterator[Retraced]:
     """Brings a learner that is in its initial state to `start`, then to the end of the log; yields what was done.
 

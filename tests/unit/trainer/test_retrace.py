@@ -56,6 +56,7 @@ class Run:
             version += 1
             self.end = states[step] = f"{self.end} {step}"
             self.history.batches[step] = [group_pb2.ScoredGroup()]
+            self.history.last_step = step
             self.history.committed(step, WeightsLabel(PolicyVersion(version), sha(self.end)))
             if step in checkpoints:
                 self._write(folder, step, version)
