@@ -162,9 +162,11 @@ def rollout_memory(recipe: Recipe, facts: ModelFacts, work: Workload, device: st
     base = {"libraries": ROLLOUT_BASE_BYTES}
     fetched = {"fetched copy": 2 * facts.parameters}
     if device == "cpu":
-        # A worker fetches the next version while no row is being decoded; the cache's memory is given back by then.
-        phases = {"decode": base | decode, "swap": base | {"weights": weights} | fetched}
-        return {"cpu": ProcessMemory({phase: _with_heap(parts) for phase, parts in phases.items()})}
+        # What decoding allocated is kept by the heap while the next version is fetched; groups of many lengths leave
+        # holes in it. After 58 steps of `length64` a worker came to hold twice what its batches need.
+        swap = _with_heap(base | decode | fetched)
+        swap["allocator"] += decode["KV cache"] + decode["logits"]
+        return {"cpu": ProcessMemory({"swap": swap})}
     context = {"device context": ACCELERATOR_CONTEXT_BYTES}
     return {device: ProcessMemory({"decode": context | decode}), "cpu": ProcessMemory({"swap": base | fetched})}
 
