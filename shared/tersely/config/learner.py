@@ -60,10 +60,12 @@ class LearnerSection(Section):
     )
     shared_prompt: bool = Field(True, description="Forward a group's prompt once.")
     recompute: bool = Field(
-        False, description="Recompute activations in the backward pass: less memory, a third more time."
+        False,
+        description="Forward prompts again in the backward pass instead of keeping their activations, and keep parts"
+        " small: less memory for about an eighth more time.",
     )
     micro_batch_tokens: int = Field(
-        8192,
+        2048,
         ge=64,
         description="Most positions whose activations exist at once; a group with more is taken in parts, with the same"
         " gradient.",
