@@ -16,7 +16,6 @@ from tersely.trainer.history import History, Rollback
 from tersely.trainer.keeper import CheckpointKeeper
 from tersely.trainer.parts import Parts, Standing
 from tersely.trainer.resume import commit_rollback
-from tersely.types import PolicyVersion
 from tersely.v1 import group_pb2
 
 log = structlog.get_logger(__name__)
@@ -112,9 +111,7 @@ class AlarmDesk:
         rollback = Rollback(standing.step, target.step, prepared.label, why)
         commit_rollback(parts.wal, self._history, rollback)
         # What the weights now left behind sampled must not teach those that take over.
-        left = range(target.policy_version + 1, prepared.label.policy_version)
-        parts.collector.forget_labels([PolicyVersion(version) for version in left])
-        parts.collector.know_label(prepared.label)
+        parts.collector.know_only(self._history.known_labels)
         standing.label = parts.store.announce(prepared)
         standing.roll_backs += 1
         standing.rolled_back_at = standing.step
@@ -122,22 +119,6 @@ class AlarmDesk:
         self._show()
         log.warning("rolled back", step=standing.step, to_step=target.step, reason=why)
         parts.recorder.rolled_back(rollback)
-
-
-def left_versions(history: History) -> set[PolicyVersion]:
-    """Versions that roll-backs of a run left behind: nothing they sampled is trained on."""
-    known = history.known_labels
-    left: set[PolicyVersion] = set()
-    for rollback in history.rollbacks.values():
-        taken = [
-            label.policy_version
-            for label in known
-            if label.weights_sha256 == rollback.label.weights_sha256
-            and label.policy_version < rollback.label.policy_version
-        ]
-        first = max(taken, default=rollback.label.policy_version - 1) + 1
-        left.update(PolicyVersion(version) for version in range(first, rollback.label.policy_version))
-    return left
 
 
 def _not_acted_on(events: Iterable[Mapping[str, Any]], step: int) -> list[str]:

@@ -7,7 +7,7 @@ and waiting for their batch). A group that falls out frees its credit, which its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -100,10 +100,9 @@ class Collector:
         """Registers weights of the past whose samples may still come in."""
         self._labels[label.policy_version] = label.weights_sha256
 
-    def forget_labels(self, versions: Collection[PolicyVersion]) -> None:
-        """Weights that the run was rolled back from: what they sampled goes stale, also what waits for its batch."""
-        for version in versions:
-            self._labels.pop(version, None)
+    def know_only(self, labels: Iterable[WeightsLabel]) -> None:
+        """Registers these weights and no others: what others sampled goes stale, also what waits for its batch."""
+        self._labels = {label.policy_version: label.weights_sha256 for label in labels}
 
     def accepted(self) -> tuple[GroupId, ...]:
         """Groups waiting for their batch."""

@@ -11,7 +11,7 @@ import structlog
 
 from tersely.errors import NoSignal
 from tersely.testing.faultpoints import reach
-from tersely.trainer.alarm_desk import AlarmDesk, left_versions
+from tersely.trainer.alarm_desk import AlarmDesk
 from tersely.trainer.alarms import AlarmWatch
 from tersely.trainer.evaluating import Evaluator
 from tersely.trainer.history import History
@@ -36,12 +36,14 @@ class TrainingLoop:
     Args:
         parts: What it works with.
         position: Steps trained, and the label of the weights the learner holds.
-        history: The run's log so far.
+        history: The run's log so far; versions and roll-backs are added as they are made.
         initial: Label of version 0.
     """
 
     def __init__(self, parts: Parts, position: Position, history: History, initial: WeightsLabel) -> None:
         self._parts = parts
+        self._history = history
+        history.initial = initial
         self._standing = Standing(
             step=position.step,
             label=position.label,
@@ -54,7 +56,7 @@ class TrainingLoop:
         self._evaluator = Evaluator(parts, self._standing, self._patience, initial)
         self._keeper = CheckpointKeeper(parts, self._standing, history)
         self._alarms = AlarmDesk(parts, self._standing, self._keeper, history, AlarmWatch(parts.recipe))
-        self._take_over(history)
+        self._take_over()
 
     @property
     def step(self) -> int:
@@ -99,12 +101,10 @@ class TrainingLoop:
         self._keeper.choose_best()
         return finished and not parts.drain.is_set()
 
-    def _take_over(self, history: History) -> None:
+    def _take_over(self) -> None:
         """Tells the collector what an earlier trainer of the run knew."""
-        collector = self._parts.collector
-        for known in history.known_labels:
-            collector.know_label(known)
-        collector.forget_labels(left_versions(history))
+        history, collector = self._history, self._parts.collector
+        collector.know_only(history.known_labels)
         collector.begin_step(self._standing.label, self._standing.step + 1)
         # A try that comes to nothing issues its credits and all its refills, and each of those groups falls out.
         recipe = self._parts.recipe
@@ -198,6 +198,7 @@ class TrainingLoop:
         parts.directory.check_incarnation()
         prepared = parts.store.prepare(standing.next_version(), parts.learner.published())
         commit_version(parts.wal, step, prepared.label)
+        self._history.committed(step, prepared.label)
         parts.collector.know_label(prepared.label)
         standing.label = parts.store.announce(prepared)
         reach("after_publish")

@@ -142,7 +142,6 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
         on_dropped=lambda arrival, outcome: recorder.dropped(arrival.group, outcome, status.snapshot()["step"] + 1),
     )
     stage.books.accepted = collector.accepted
-    collector.know_label(initial)
     parts = Parts(
         recipe=recipe,
         directory=directory,

@@ -14,7 +14,7 @@ from tersely.config import Recipe
 from tersely.node.drain import DrainSignal
 from tersely.telemetry.events import EventLog, read_events
 from tersely.telemetry.samples import SampleLog, read_samples
-from tersely.trainer.alarm_desk import MAX_ROLL_BACKS, AlarmDesk, left_versions
+from tersely.trainer.alarm_desk import MAX_ROLL_BACKS, AlarmDesk
 from tersely.trainer.alarms import Alarm, AlarmWatch
 from tersely.trainer.checkpoint import list_checkpoints
 from tersely.trainer.evaluating import Evaluator, step_name
@@ -84,9 +84,8 @@ class LabelBook:
     def know_label(self, label: WeightsLabel) -> None:
         self.known[label.policy_version] = label
 
-    def forget_labels(self, versions: list[PolicyVersion]) -> None:
-        for version in versions:
-            self.known.pop(version, None)
+    def know_only(self, labels: list[WeightsLabel]) -> None:
+        self.known = {label.policy_version: label for label in labels}
 
 
 class Bench:
@@ -280,7 +279,7 @@ def test_a_roll_back_takes_over_the_best_checkpoint_under_a_number_never_used(be
     assert (event["step"], event["to_step"], event["policy_version"]) == (7, 4, 8)
     logged = fold(bench.wal.records())
     assert logged.rollbacks[7].label == bench.standing.label
-    assert left_versions(logged) == {5, 6, 7}
+    assert [label.policy_version for label in logged.known_labels] == [1, 2, 3, 4, 8]
     bench.train(8)
     assert (bench.learner.weight, bench.standing.label.policy_version) == (5, 9)
 
@@ -293,6 +292,7 @@ def test_without_an_evaluation_it_goes_back_beyond_the_window_and_never_into_wha
     assert bench.kinds("rolled_back")[-1]["to_step"] == 3
     bench.train(8)
     bench.alarm()
+    assert sorted(bench.collector.known) == [1, 2, 3, 10]
     assert bench.kinds("rolled_back")[-1]["to_step"] == 3, "4, 5 and 6 were left behind; 7 is too near"
 
 
