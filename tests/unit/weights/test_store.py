@@ -105,3 +105,21 @@ def test_threads_may_publish_pin_and_read_at_once(store: SnapshotStore) -> None:
 def test_chunks_that_grpc_would_refuse_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="chunk_bytes"):
         SnapshotStore("r-1", tmp_path, (2,), 4 << 20, incarnation=1)
+
+
+def test_fewer_are_kept_where_they_would_take_too_many_bytes(tmp_path: Path) -> None:
+    store = SnapshotStore("r-1", tmp_path, (2,), 1024, incarnation=7, keep=5, keep_bytes=40)
+    labels = [publish(store, version) for version in range(4)]
+    assert held(store, labels) == [2, 3]
+    store.pin(labels[2])
+    labels.append(store.publish(4, {"a": torch.zeros(100)}))
+    assert held(store, labels) == [2, 4]
+
+
+def test_weights_are_found_by_their_hash_whatever_the_version(store: SnapshotStore) -> None:
+    weights = {"a": torch.ones(4)}
+    labels = [store.publish(version, weights) for version in (3, 8)]
+    found = store.find(labels[0].weights_sha256)
+    assert found is not None
+    assert found.label == labels[1]
+    assert store.find("0" * 64) is None
