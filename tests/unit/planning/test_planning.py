@@ -151,7 +151,7 @@ def test_memory_grows_with_what_it_is_made_of(large: ModelFacts) -> None:
 
 
 def test_smaller_parts_hold_fewer_positions_and_are_more(large: ModelFacts) -> None:
-    whole = make_workload(recipe(run={"group_size": 16}), large, PROMPTS)
+    whole = make_workload(recipe(run={"group_size": 16}, learner={"micro_batch_tokens": 8192}), large, PROMPTS)
     cut = make_workload(recipe(run={"group_size": 16}, learner={"micro_batch_tokens": 500}), large, PROMPTS)
     assert (len(whole.worst_parts), whole.worst_parts[0].rows, whole.worst_parts[0].width) == (1, 16, 127)
     assert len(cut.worst_parts) > 1
