@@ -208,6 +208,8 @@ def _open(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, stack: Ex
         inputs.tokenizer.stop_token_ids,
         recipe.rpc.chunk_bytes,
         directory.incarnation,
+        keep=recipe.rpc.snapshots,
+        keep_bytes=recipe.rpc.snapshot_bytes,
     )
     store.restoring = history.run_id is not None
     status = Status(

@@ -146,6 +146,12 @@ class RpcSection(Section):
         False, description="Allow plaintext beyond loopback. Anyone on the network can read and write."
     )
     chunk_bytes: int = Field(1 << 20, ge=1024, le=3 << 20, description="Bytes per chunk of weights.")
+    snapshots: int = Field(
+        3, ge=1, le=64, description="Newest versions the trainer keeps in memory; a worker that holds one gets a delta."
+    )
+    snapshot_bytes: int | None = Field(
+        None, ge=0, description="Keep fewer where they would take more than this; the current version always stays."
+    )
 
 
 class RolloutSection(Section):
