@@ -16,6 +16,8 @@ from tersely.trainer.planning.tool import run_plan
 
 MEASURE = Path(__file__).with_name("trainer_memory.py")
 
+STEPS = 3
+
 
 @dataclass(frozen=True)
 class Size:
@@ -74,7 +76,7 @@ def make_recipe(folder: Path, name: str) -> Path:
     (folder / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     recipe = folder / "recipe.toml"
     recipe.write_text(
-        f'[run]\n{run}\n[model]\nname = "{folder}/model"\n[length]\ntarget_tokens = 24\n'
+        f'[run]\nsteps = {STEPS}\n{run}\n[model]\nname = "{folder}/model"\n[length]\ntarget_tokens = 24\n'
         f'[data]\nsource = "{folder}/train.jsonl"\nmax_document_tokens = {document_tokens}\n'
         f"[learner]\nthreads = 1\n{learner}\n"
     )
@@ -95,6 +97,6 @@ def measure(recipe: Path, folder: Path, steps: int) -> int:
 def test_the_estimate_is_within_a_quarter_of_the_measured_peak(tmp_path: Path, name: str) -> None:
     recipe = make_recipe(tmp_path, name)
     planned = run_plan(recipe, measure=False)["peak_memory_bytes"]
-    measured = measure(recipe, tmp_path / "checkpoints", steps=3)
+    measured = measure(recipe, tmp_path / "checkpoints", steps=STEPS)
     print(f"{name}: planned {planned / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB, {planned / measured:.3f}")
     assert 0.75 < planned / measured < 1.25

@@ -68,7 +68,9 @@ def check_prompts(recipe: Recipe, facts: ModelFacts, longest_prompt: int) -> Non
             _shorter_documents(recipe, over),
         )
     least = longest_prompt + limit
-    if recipe.learner.micro_batch_tokens < least:
+    # A single row is never cut; only a recipe that asks for the impossible by name is refused.
+    asked = "micro_batch_tokens" in recipe.learner.model_fields_set
+    if asked and recipe.learner.micro_batch_tokens < least:
         raise ConfigValue(
             f"learner.micro_batch_tokens is {recipe.learner.micro_batch_tokens}, but the longest prompt"
             f" ({longest_prompt} tokens) with one completion at the limit ({limit}) has {least} positions.",

@@ -65,7 +65,7 @@ def shortage(plan: Plan) -> str:
 def _changes(recipe: Recipe, longest_prompt: int) -> Iterator[Change]:
     learner = recipe.learner
     least = longest_prompt + recipe.max_completion_tokens
-    for budget in (4096, 2048, 1024, least):
+    for budget in (4096, 2048, 1024, 512, least):
         if least <= budget < learner.micro_batch_tokens:
             yield (f"learner.micro_batch_tokens={budget}",)
     if not learner.recompute:

@@ -1,7 +1,7 @@
 """Peak memory of each process, phase by phase and part by part.
 
 N weights, 4 N bytes in fp32. What a trainer holds throughout: the model (4 N), masters (4 N), AdamW's moments (8 N) and
-the bf16 snapshots it serves (2 N each). Its peak is the largest of four phases:
+the bf16 snapshots it serves (2 N each) with deltas between them. Its peak is the largest of four phases:
 
 * backward: gradients (4 N; absent while a step's only part is at work) + saved activations + the larger of the cache
   that a forward pass fills and the working set of the output head
@@ -54,6 +54,12 @@ ACCELERATOR_CONTEXT_BYTES = 500 * MIB
 HEAP_FACTOR = 1.10
 SNAPSHOTS_HELD = 3
 """Versions that the trainer keeps for its workers; one more while it publishes or evaluates."""
+
+SHELF_BYTES, SHELF_ENTRIES = 256 << 20, 64
+"""Most that the trainer keeps of deltas between snapshots."""
+
+DELTA_SHARE = 0.04
+"""A delta over its snapshot, for changes of 6e-5 in every weight (0.2 % for 1e-6)."""
 
 Parts = dict[str, int]
 
@@ -122,7 +128,8 @@ def trainer_memory(recipe: Recipe, facts: ModelFacts, work: Workload, device: st
     backward = learner | _backward(recipe, facts, work, trained, autocast=device != "cpu")
     optimizer = learner | {"gradients": trained, "rounding": 2 * facts.largest}
     held = SNAPSHOTS_HELD + (1 if recipe.evaluation.prompts else 0)
-    host: Parts = {"libraries": TRAINER_BASE_BYTES, "snapshots": held * full // 2}
+    deltas = min(SHELF_BYTES, min(SHELF_ENTRIES, recipe.run.steps) * round(DELTA_SHARE * full / 2))
+    host: Parts = {"libraries": TRAINER_BASE_BYTES, "snapshots": held * full // 2, "deltas": deltas}
     publish = {"published copy": full}
     checkpoint = {"checkpoint copy": 3 * trained}
     if device == "cpu":
@@ -160,8 +167,9 @@ def rollout_memory(recipe: Recipe, facts: ModelFacts, work: Workload, device: st
         "logits": 5 * rows * facts.vocabulary * 4 + facts.intermediate * work.prompts.longest * 4 * item,
     }
     base = {"libraries": ROLLOUT_BASE_BYTES}
-    fetched = {"fetched copy": 2 * facts.parameters}
+    fetched = {"fetched copies": 4 * facts.parameters}
     if device == "cpu":
+        # The version held and the next one, which is made from it by a delta, are there beside the model's own weights.
         # What decoding allocated is kept by the heap while the next version is fetched; groups of many lengths leave
         # holes in it. After 58 steps of `length64` a worker came to hold twice what its batches need.
         swap = _with_heap(base | decode | fetched)

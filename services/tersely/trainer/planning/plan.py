@@ -149,6 +149,12 @@ class Plan:
             found.append(f"Padded forward, the prompt once per sample: {self.work.padded_reason}.")
         if self.work.prompts.looked_at == 0:
             found.append("The data can't be reached from here: prompts are taken as long as the recipe allows.")
+        least = self.work.prompts.longest + self.work.longest_completion
+        if least > self.recipe.learner.micro_batch_tokens:
+            found.append(
+                f"One row can have {least} positions, more than learner.micro_batch_tokens"
+                f" ({self.recipe.learner.micro_batch_tokens}): it runs alone, and is counted so."
+            )
         if self.setting.device != "cpu":
             found.append("The estimate for accelerators is by formula; it was not compared with measurements.")
         if self.setting.device not in self.setting.limits:
