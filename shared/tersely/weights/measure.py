@@ -1,0 +1,144 @@
+"""What deltas between the checkpoints of a run cost: `tersely bench weights`."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from tersely.errors import CheckpointInvalid
+from tersely.weights.blocks import Values, values
+from tersely.weights.delta import decode_delta, encode_delta
+from tersely.weights.digest import ITEM_BYTES
+from tersely.weights.snapshot import Snapshot
+
+_MASTER = "master/"
+_MERGED = 8
+_MEDIANS = ("delta_bytes", "ratio", "over_entropy", "encode_seconds", "decode_seconds")
+
+
+def measure(
+    checkpoints: Path, threads: int | None = None, progress: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Encodes and decodes the delta between each two neighbouring checkpoints, and one over the first up to nine.
+
+    The published bits are the fp32 masters rounded to bfloat16, as the trainer publishes them.
+
+    Args:
+        checkpoints: A run directory, or its folder of checkpoints.
+        threads: Threads of encoder and decoder; none: half of the cores.
+        progress: Told of each pair.
+
+    Returns:
+        Per model and learning rate the medians over the pairs, and each pair's own figures. Bytes and seconds;
+        `entropy_bytes` is that of the changed positions (independent, per tensor) and of their XORed values (order 0).
+
+    Raises:
+        CheckpointInvalid: There are fewer than two checkpoints with masters, or one can't be read.
+    """
+    folder = checkpoints / "checkpoints" if (checkpoints / "checkpoints").is_dir() else checkpoints
+    found = sorted(path for path in folder.glob("step-[0-9]*") if (path / "state.json").is_file())
+    if len(found) < 2:
+        raise CheckpointInvalid(
+            f"{folder} holds {len(found)} checkpoints; a delta needs two.",
+            "Name a run directory with at least two checkpoints (run.checkpoint_every, run.keep_checkpoints).",
+        )
+    pairs: list[dict[str, Any]] = []
+    merged: dict[str, Any] | None = None
+    first = previous = _published(found[0])
+    for number, path in enumerate(found[1:], 1):
+        current = _published(path)
+        pairs.append(_pair(previous, current, threads))
+        progress(f"{found[number - 1].name} -> {path.name}: {pairs[-1]['ratio']} times smaller")
+        if number == min(_MERGED, len(found) - 1) and number > 1:
+            merged = _pair(first, current, threads)
+        previous = current
+    count = min(_MERGED, len(pairs))
+    over_sum = merged and round(merged["delta_bytes"] / sum(pair["delta_bytes"] for pair in pairs[:count]), 3)
+    middle = {key: statistics.median(pair[key] for pair in pairs) for key in _MEDIANS}
+    return {
+        _title(folder): {
+            "full_bytes": pairs[0]["full_bytes"],
+            **middle,
+            "merged_8_over_sum": over_sum if count == _MERGED else None,
+            "merged_pairs": count,
+            "merged_over_sum": over_sum,
+            "bit_exact": all(pair["bit_exact"] for pair in [*pairs, *([merged] if merged else [])]),
+            "pairs": pairs,
+        }
+    }
+
+
+def _published(checkpoint: Path) -> Snapshot:
+    """The snapshot that the trainer made of a checkpoint's masters."""
+    import torch
+
+    try:
+        with safe_open(checkpoint / "state.safetensors", "pt") as file:
+            names = [name for name in file.keys() if name.startswith(_MASTER)]  # noqa: SIM118 - not a mapping
+            tensors = {name.removeprefix(_MASTER): file.get_tensor(name).to(torch.bfloat16) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointInvalid(f"Can't read {checkpoint}: {error}", "Name checkpoints that are whole.") from None
+    if not tensors:
+        raise CheckpointInvalid(f"{checkpoint} holds no full masters.", "Name checkpoints of a run without LoRA.")
+    version = int(checkpoint.name.removeprefix("step-"))
+    return Snapshot.build(
+        version, tensors, run_id="bench", model_files=(), stop_token_ids=(), chunk_bytes=1 << 20, incarnation=0
+    )
+
+
+def _pair(base: Snapshot, want: Snapshot, threads: int | None) -> dict[str, Any]:
+    started = time.perf_counter()
+    delta = encode_delta(want.manifest.tensors, base.payload, want.payload, threads)
+    encoded = time.perf_counter()
+    back = decode_delta(want.manifest, base.payload, delta, threads)
+    decoded = time.perf_counter()
+    changed = total = 0
+    bits = 0.0
+    for old, new in _tensors(base, want):
+        positions = np.flatnonzero(old != new)
+        changed, total = changed + positions.size, total + old.size
+        if positions.size:
+            bits += old.size * _entropy(np.array([positions.size, old.size - positions.size]))
+            bits += positions.size * _entropy(np.bincount(old[positions] ^ new[positions]))
+    return {
+        "from_step": base.label.policy_version,
+        "to_step": want.label.policy_version,
+        "full_bytes": len(want.payload),
+        "delta_bytes": len(delta),
+        "ratio": round(len(want.payload) / len(delta), 1),
+        "changed_share": round(changed / max(total, 1), 5),
+        "entropy_bytes": round(bits / 8),
+        "over_entropy": round(8 * len(delta) / bits, 3) if bits else 1.0,
+        "encode_seconds": round(encoded - started, 3),
+        "decode_seconds": round(decoded - encoded, 3),
+        "bit_exact": back == want.payload,
+    }
+
+
+def _tensors(base: Snapshot, want: Snapshot) -> Iterator[tuple[Values, Values]]:
+    for tensor in want.manifest.tensors:
+        width = ITEM_BYTES[tensor.dtype]
+        span = tensor.offset_bytes, tensor.length_bytes // width, width
+        yield values(base.payload, *span), values(want.payload, *span)
+
+
+def _entropy(counts: Values) -> float:
+    """Bits per symbol."""
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log2(share)).sum())
+
+
+def _title(folder: Path) -> str:
+    """MODEL@LR from the run's recipe; the folder's name where there is none."""
+    try:
+        recipe = json.loads((folder.parent / "recipe.json").read_text())
+        return f"{recipe['model']['name']}@{recipe['learner']['learning_rate']:g}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder.parent.name
