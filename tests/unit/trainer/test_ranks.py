@@ -97,7 +97,8 @@ def test_ranks_of_a_box_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_torch_says_of_a_lost_rank_becomes_one_error() -> None:
     with pytest.raises(RankLost, match="Connection closed by peer") as lost, rank_errors():
-        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:38051\nmore")
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:38051. Ask.\nmore")
+    assert lost.value.message.endswith("any more: Connection closed by peer [127.0.0.1]:38051.")
     assert "--resume" in lost.value.way_out
     with pytest.raises(RankLost) as again, rank_errors():
         raise lost.value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -158,9 +159,11 @@ def rank_errors() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        said = str(error).strip() or type(error).__name__
+        # Gloo puts the line of its source before what happened, and advice after it.
+        reason = re.sub(r"^\[[^\]]*\]\s*", "", said.splitlines()[0]).split(". ")[0][:300].rstrip(".")
         raise RankLost(
-            f"The other processes of the learner can't be reached any more: {reason}",
+            f"The other processes of the learner can't be reached any more: {reason}.",
             "Look for the first error among the ranks, mend that, and start the same command again with --resume.",
         ) from None
 
