@@ -26,7 +26,7 @@ SETS = (
     "evaluation.prompts=0",
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 class SmallDisk:

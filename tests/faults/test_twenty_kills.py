@@ -34,7 +34,7 @@ RUNS, KILLS_PER_RUN = 4, 5
 WRITES_LATE_SECONDS = 2.0
 WIPES = ("keep", "flush", "keep", "restart_empty")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def plan() -> list[list[tuple[str, str]]]:
@@ -91,7 +91,7 @@ def test_the_weights_are_those_of_the_calm_run_and_no_finished_group_is_generate
     with Services(tmp_path, TINY, SETS) as services:
         for number, (fault, wipe) in enumerate(plan()[run]):
             trainer = services.start_trainer(resume=(services.run_dir / "log" / "run.wal").exists(), fault=fault)
-            assert trainer.wait(timeout=120) == -signal.SIGKILL, f"{number}: {fault}\n{services.output(trainer)}"
+            assert trainer.wait(timeout=240) == -signal.SIGKILL, f"{number}: {fault}\n{services.output(trainer)}"
             if wipe == "flush":
                 services.flush()
             elif wipe == "restart_empty":

@@ -28,10 +28,10 @@ SETS = (
     "evaluation.prompts=0",
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
-def wait_for(what: str, check: Callable[[], Any], seconds: float = 120) -> Any:
+def wait_for(what: str, check: Callable[[], Any], seconds: float = 200) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = check()
@@ -76,7 +76,7 @@ def test_a_trainer_that_wakes_up_after_its_replacement_stops_itself_and_changes_
         wait_for("a step of the replacement", lambda: step(services.run_dir) > joined)
 
         os.kill(sleeper.pid, signal.SIGCONT)
-        assert sleeper.wait(timeout=60) == TrainerSuperseded.exit_code, services.output(sleeper)
+        assert sleeper.wait(timeout=120) == TrainerSuperseded.exit_code, services.output(sleeper)
         assert "error[trainer_superseded]" in services.output(sleeper)
         assert "Traceback" not in services.output(sleeper)
         # The lock is the replacement's still: nobody else may come in.

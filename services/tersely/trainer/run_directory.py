@@ -23,6 +23,17 @@ from tersely.telemetry.disk import disk_errors
 # Sections that fix the course of training, besides stages; where it listens or how many workers it has does not.
 _COURSE = ("run", "model", "data", "length", "sampling", "learner", "rewards")
 _FREE_RUN_KEYS = ("steps", "checkpoint_every", "keep_checkpoints")
+# What fits the machine at hand; it changes how sums are rounded, which a replay announces, not what is summed.
+_FREE_LEARNER_KEYS = (
+    "threads",
+    "device",
+    "parallel",
+    "recompute",
+    "micro_batch_tokens",
+    "logit_chunk_tokens",
+    "shared_prompt",
+)
+_ONCE_FREE_LEARNER_KEYS = ("threads",)
 
 
 class RunDirectory:
@@ -162,7 +173,7 @@ def refuse_other_course(logged_sha256: str, recipe: Recipe, earlier: Mapping[str
     if logged_sha256 == course_sha256(recipe):
         return
     differing: list[str] = []
-    if earlier is not None and logged_sha256 in {_sha256(_course(earlier, steps=steps)) for steps in (True, False)}:
+    if earlier is not None and logged_sha256 in _hashes(earlier):
         try:
             before = Recipe.model_validate(earlier)
         except ValidationError:
@@ -189,7 +200,16 @@ def _steps_matter(recipe: Recipe) -> bool:
     return recipe.learner.schedule != "constant" or bool(recipe.stages)
 
 
-def _course(tree: Mapping[str, Any], *, steps: bool) -> dict[str, Any]:
+def _hashes(tree: Mapping[str, Any]) -> set[str]:
+    """Hashes that this or an earlier version gave a recipe."""
+    return {
+        _sha256(_course(tree, steps=steps, free=free))
+        for steps in (True, False)
+        for free in (_FREE_LEARNER_KEYS, _ONCE_FREE_LEARNER_KEYS)
+    }
+
+
+def _course(tree: Mapping[str, Any], *, steps: bool, free: tuple[str, ...] = _FREE_LEARNER_KEYS) -> dict[str, Any]:
     """The part of a recipe, as JSON values, that fixes the course."""
     course = {name: dict(tree[name]) for name in _COURSE if name in tree}
     if tree.get("stages"):
@@ -197,9 +217,10 @@ def _course(tree: Mapping[str, Any], *, steps: bool) -> dict[str, Any]:
     for key in _FREE_RUN_KEYS:
         course.get("run", {}).pop(key, None)
     learner = course.get("learner", {})
-    learner.pop("threads", None)
+    for key in free:
+        learner.pop(key, None)
     if "parallel" in learner:
-        learner["parallel"] = "ddp"  # how ranks share the work changes the order of sums alone
+        learner["parallel"] = "ddp"
     if steps:
         course.setdefault("run", {})["steps"] = tree["run"]["steps"]
     return course

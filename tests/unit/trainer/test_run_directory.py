@@ -131,3 +131,16 @@ def test_a_trainer_that_was_superseded_writes_no_file_of_the_run(tmp_path: Path)
             first.release()
             with pytest.raises(RunDirBusy):
                 RunDirectory(tmp_path / "run", resume=True)
+
+
+def test_what_only_fits_the_machine_is_free() -> None:
+    logged = course_sha256(made())
+    changes: tuple[dict[str, object], ...] = (
+        {"micro_batch_tokens": 512},
+        {"recompute": True},
+        {"device": "cpu"},
+        {"threads": 3},
+        {"parallel": "fsdp"},
+    )
+    for change in changes:
+        refuse_other_course(logged, made(learner=change))
