@@ -57,8 +57,8 @@ def encode_delta(
 
 def decode_delta(
     manifest: checkpoint_pb2.WeightsManifest,
-    base: bytearray | memoryview,
-    delta: bytearray | memoryview,
+    base: bytes | bytearray | memoryview,
+    delta: bytes | bytearray | memoryview,
     threads: int | None = None,
 ) -> bytearray:
     """Makes the wanted payload, and checks each tensor in it.

@@ -28,7 +28,7 @@ def measure(
 ) -> dict[str, Any]:
     """Encodes and decodes the delta between each two neighbouring checkpoints, and one over the first up to nine.
 
-    The published bits are the fp32 masters rounded to bfloat16, as the trainer publishes them.
+    The published bits are the fp32 masters rounded to bfloat16; that they are is checked by their hash.
 
     Args:
         checkpoints: A run directory, or its folder of checkpoints.
@@ -40,7 +40,7 @@ def measure(
         `entropy_bytes` is that of the changed positions (independent, per tensor) and of their XORed values (order 0).
 
     Raises:
-        CheckpointInvalid: There are fewer than two checkpoints with masters, or one can't be read.
+        CheckpointInvalid: There are fewer than two checkpoints, or one can't be read or isn't what was published.
     """
     folder = checkpoints / "checkpoints" if (checkpoints / "checkpoints").is_dir() else checkpoints
     found = sorted(path for path in folder.glob("step-[0-9]*") if (path / "state.json").is_file())
@@ -88,9 +88,16 @@ def _published(checkpoint: Path) -> Snapshot:
     if not tensors:
         raise CheckpointInvalid(f"{checkpoint} holds no full masters.", "Name checkpoints of a run without LoRA.")
     version = int(checkpoint.name.removeprefix("step-"))
-    return Snapshot.build(
+    snapshot = Snapshot.build(
         version, tensors, run_id="bench", model_files=(), stop_token_ids=(), chunk_bytes=1 << 20, incarnation=0
     )
+    expected = json.loads((checkpoint / "state.json").read_text())["weights_sha256"]
+    if snapshot.label.weights_sha256 != expected:
+        raise CheckpointInvalid(
+            f"The masters in {checkpoint}, rounded, are not the weights that were published ({expected[:8]}).",
+            "The checkpoint is damaged, or this version of tersely rounds or names tensors in another way.",
+        )
+    return snapshot
 
 
 def _pair(base: Snapshot, want: Snapshot, threads: int | None) -> dict[str, Any]:
