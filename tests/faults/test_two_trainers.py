@@ -61,11 +61,12 @@ def test_a_second_trainer_on_the_same_run_is_refused(tmp_path: Path) -> None:
 
 def test_a_trainer_that_wakes_up_after_its_replacement_stops_itself_and_changes_nothing(tmp_path: Path) -> None:
     # A laptop that sleeps keeps its process, but a server that takes its lock for dead lets it go: as if the lock file
-    # had been removed. Its port is on another machine then, so the replacement listens elsewhere.
+    # had been removed. Its port is on another machine then, so the replacement listens elsewhere, with other workers.
     with Services(tmp_path, TINY, (*SETS, f"run.steps={STEPS}")) as services:
         sleeper = services.start_trainer(resume=False)
         wait_for("step 3", lambda: step(services.run_dir) >= 3)
         os.kill(sleeper.pid, signal.SIGSTOP)
+        services.kill_workers()
         (services.run_dir / ".trainer.lock").unlink()
         ours = ("rpc.port=0", "run.steps=12")
         replacement = services.start_trainer(resume=True, sets=ours)

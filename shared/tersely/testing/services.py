@@ -50,12 +50,13 @@ class Services:
         self._workers = workers
         self._server = EmbeddedServer(folder / "valkey")
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._joined: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
         self._server.start()
-        self.start("scorer", "--trainer", self._address)
+        self._joined = [self.start("scorer", "--trainer", self._address)]
         for _ in range(self._workers):
-            self.start("rollout", "--trainer", self._address, "--log-json")
+            self._joined.append(self.start("rollout", "--trainer", self._address, "--log-json"))
         return self
 
     def __exit__(
@@ -98,6 +99,12 @@ class Services:
         """What a process has written so far."""
         (log,) = self.folder.glob(f"*-{self._processes.index(process):03d}.log")
         return log.read_text(errors="replace")
+
+    def kill_workers(self) -> None:
+        """Ends scorer and workers without warning."""
+        for process in self._joined:
+            process.kill()
+            process.wait()
 
     def flush(self) -> None:
         """Empties the queue server."""
