@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -120,6 +121,10 @@ def _work_in(joined: Joined, engines: _Engines, stopping: threading.Event) -> No
         model_folder = weights.fetch_model_folder(_folder_for(manifest))
         tokenizer = PolicyTokenizer.from_folder(model_folder)
         engine = engines.engine_for(joined)
+
+        def report(**state: Any) -> None:
+            heartbeat.update(delta_fallbacks=weights.delta_fallbacks, **state)
+
         RolloutWorker(
             node_id=joined.node_id,
             prompts=prompts,
@@ -128,7 +133,7 @@ def _work_in(joined: Joined, engines: _Engines, stopping: threading.Event) -> No
             holder=WeightsHolder(engine, weights, model_folder),
             engine=engine,
             decode=tokenizer.decode,
-            report=heartbeat.update,
+            report=report,
             stopping=stopping,
             check_trainer=presence.check,
         ).run()

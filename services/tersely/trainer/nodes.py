@@ -22,5 +22,6 @@ def node_facts(node: node_pb2.Heartbeat) -> dict[str, Any]:
         "groups_finished": node.groups_finished,
         "leases": node.leases,
         "last_error": node.last_error,
+        "delta_fallbacks": node.delta_fallbacks,
         "age_seconds": round(time.time() - node.time, 2),
     }

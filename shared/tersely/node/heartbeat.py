@@ -72,6 +72,7 @@ class Heartbeater:
         groups_finished: int | None = None,
         leases: int | None = None,
         last_error: str | None = None,
+        delta_fallbacks: int | None = None,
     ) -> None:
         """Changes what the next heartbeat says; what is None stays. Cheap, does no I/O."""
         given = {
@@ -82,6 +83,7 @@ class Heartbeater:
             "groups_finished": groups_finished,
             "leases": leases,
             "last_error": last_error,
+            "delta_fallbacks": delta_fallbacks,
         }
         with self._lock:
             for name, value in given.items():

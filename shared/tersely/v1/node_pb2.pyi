@@ -136,6 +136,7 @@ class Heartbeat(_message.Message):
     GROUPS_FINISHED_FIELD_NUMBER: _builtins.int
     LEASES_FIELD_NUMBER: _builtins.int
     LAST_ERROR_FIELD_NUMBER: _builtins.int
+    DELTA_FALLBACKS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Node concerned."""
     role: Global___NodeRole.ValueType
@@ -162,6 +163,8 @@ class Heartbeat(_message.Message):
     """Entries leased now."""
     last_error: _builtins.str
     """Last error, for people; empty when none."""
+    delta_fallbacks: _builtins.int
+    """Weight deltas that were of no use since it joined, so that a full copy was fetched (rollout only)."""
     def __init__(
         self,
         *,
@@ -178,10 +181,11 @@ class Heartbeat(_message.Message):
         groups_finished: _builtins.int = ...,
         leases: _builtins.int = ...,
         last_error: _builtins.str = ...,
+        delta_fallbacks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "groups_finished", b"groups_finished", "host", b"host", "last_error", b"last_error", "leases", b"leases", "node_id", b"node_id", "pid", b"pid", "policy_version", b"policy_version", "role", b"role", "started", b"started", "state", b"state", "time", b"time", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta_fallbacks", b"delta_fallbacks", "detail", b"detail", "groups_finished", b"groups_finished", "host", b"host", "last_error", b"last_error", "leases", b"leases", "node_id", b"node_id", "pid", b"pid", "policy_version", b"policy_version", "role", b"role", "started", b"started", "state", b"state", "time", b"time", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from tersely.testing.engines import group
 from tersely.types import GroupId, RunId, WeightsLabel
 from tersely.v1 import group_pb2
 from tersely.weights.servicer import CheckpointServicer
+from tersely.weights.shelf import DeltaShelf
 from tersely.weights.store import SnapshotStore
 
 KEYS = RunKeys(RunId("r-1"))
@@ -48,7 +50,8 @@ class Trainer:
         self.model = make_tiny_model(folder / "model")
         self.stop_ids = PolicyTokenizer.from_folder(self.model).stop_token_ids
         self.store = SnapshotStore("r-1", self.model, self.stop_ids, 64 << 10, incarnation=1, keep=2)
-        checkpoints = CheckpointServicer(self.store)
+        self.shelf = DeltaShelf(self.store, threads=1)
+        checkpoints = CheckpointServicer(self.store, self.shelf)
         self.grpc = GrpcServer("127.0.0.1", 0, False)
         self.grpc.add(NodeServicer("r-1", Recipe().model_dump_json(), server.url, 1).register)
         self.grpc.add(checkpoints.register, checkpoints.close)
@@ -144,6 +147,28 @@ def test_a_worker_joins_generates_swaps_without_restart_and_drains(trainer: Trai
     assert (lease.group_id, lease.strikes, lease.expired_leases) == ("long", 0, 0)
     assert trainer.completions.depth().total == 0
     assert read_nodes(trainer.client, KEYS) == []
+
+
+def test_new_weights_come_as_deltas_and_a_useless_one_is_counted_in_the_heartbeat(
+    trainer: Trainer, start: Start
+) -> None:
+    start("torch")
+    trainer.issue("one", trainer.publish(0))
+    trainer.result()
+    second = trainer.publish(1)
+    trainer.issue("two", second)
+    trainer.result()
+    assert trainer.shelf.encoded == 1
+    held = trainer.store._held[second]
+    other = bytearray(held.payload)
+    other[100] ^= 1
+    trainer.store._held[second] = dataclasses.replace(held, payload=memoryview(other))
+    third = trainer.publish(2)
+    trainer.issue("three", third)
+    result = trainer.result()
+    assert trainer.shelf.encoded == 2
+    assert {s.weights.weights_sha256 for c in result.completions for s in c.version_spans} == {third.weights_sha256}
+    until(lambda: [node.delta_fallbacks for node in read_nodes(trainer.client, KEYS)] == [1])
 
 
 def test_a_worker_that_waits_for_its_first_version_drains_at_once(trainer: Trainer, start: Start) -> None:
