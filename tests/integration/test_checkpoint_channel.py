@@ -121,7 +121,9 @@ def test_cut_connections_are_resumed_where_they_broke(store: SnapshotStore, make
         assert proxy.connections == 3
     assert client.counts.resumes == 2
     assert asked_from[0] == 0
-    assert 0 < asked_from[1] < asked_from[2]
+    # What a connection had brought but not yet delivered may be lost with it, on a busy machine even all of it.
+    assert asked_from == sorted(asked_from)
+    assert asked_from[-1] > 0
     # No byte that had arrived was asked for again.
     assert client.counts.payload_bytes == store.get(label).manifest.payload_bytes
 
