@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 
 from tersely.config.section import Section
 
+_NO_WEIGHT = 1e-9  # what rounding leaves where a weight crosses 0
+
 
 class StageReward(Section):
     """Weight of one reward during a stage."""
@@ -28,9 +30,23 @@ class StageSection(Section):
 
     @model_validator(mode="after")
     def _trains_on_something(self) -> Self:
-        if all(reward.weight == 0 and not reward.final_weight for reward in self.rewards.values()):
-            raise ValueError(f"stage {self.name}: at least one reward needs a weight other than 0")
+        for place in range(self.steps):
+            if all(abs(weight) < _NO_WEIGHT for weight in self.weights_at(place).values()):
+                raise ValueError(
+                    f"stage {self.name}: at step {place + 1} of its {self.steps} all weights are 0, and at least one"
+                    " reward needs a weight other than 0"
+                )
         return self
+
+    def weights_at(self, place: int) -> dict[str, float]:
+        """Weights at a step of the stage, from 0; linear from `weight` to `final_weight` over its steps."""
+        progress = place / (self.steps - 1) if self.steps > 1 else 0.0
+
+        def at(reward: StageReward) -> float:
+            final = reward.weight if reward.final_weight is None else reward.final_weight
+            return reward.weight + (final - reward.weight) * progress
+
+        return {name: at(reward) for name, reward in self.rewards.items()}
 
 
 def check_stages(stages: Sequence[StageSection], rewards: Set[str], steps: int) -> None:
@@ -71,12 +87,6 @@ def stage_bounds(stages: Sequence[StageSection]) -> list[tuple[StageSection, int
 
 
 def stage_weights(stages: Sequence[StageSection], step: int) -> dict[str, float]:
-    """Weights of the rewards that the stage of a step names; linear from `weight` to `final_weight` over its steps."""
+    """Weights of the rewards that the stage of a step names."""
     stage, place = stage_at(stages, step)
-    progress = place / (stage.steps - 1) if stage.steps > 1 else 0.0
-
-    def at(reward: StageReward) -> float:
-        final = reward.weight if reward.final_weight is None else reward.final_weight
-        return reward.weight + (final - reward.weight) * progress
-
-    return {name: at(reward) for name, reward in stage.rewards.items()}
+    return stage.weights_at(place)

@@ -70,3 +70,31 @@ def test_a_range_sets_the_limit_by_its_longest_target() -> None:
     recipe = Recipe.model_validate({"length": {"target_range": [16, 100]}})
     assert (recipe.length.targets, recipe.max_completion_tokens) == ((16, 100), 200)
     assert Recipe().length.targets == (64, 64)
+
+
+def stage(steps: int, **rewards: dict[str, float]) -> dict[str, object]:
+    return {"name": "fade", "steps": steps, "rewards": rewards}
+
+
+@pytest.mark.parametrize(
+    ("steps", "weights", "at"),
+    [
+        (2, {"weight": 1.0, "final_weight": 0.0}, 2),
+        (3, {"weight": 0.0, "final_weight": 1.0}, 1),
+        (1, {"weight": 0.0, "final_weight": 1.0}, 1),
+        (3, {"weight": 1.0, "final_weight": -1.0}, 2),
+        (4, {"weight": 0.1, "final_weight": -0.2}, 2),
+    ],
+)
+def test_a_stage_that_comes_to_a_step_without_any_weight_is_refused_and_the_step_named(
+    steps: int, weights: dict[str, float], at: int
+) -> None:
+    with pytest.raises(ValueError, match=f"stage fade: at step {at} of its {steps} all weights are 0"):
+        Recipe.model_validate({"run": {"steps": steps}, "stages": [stage(steps, length=weights)]})
+
+
+def test_a_weight_may_fade_where_another_stays() -> None:
+    fading = stage(3, length={"weight": 1.0, "final_weight": 0.0}, rouge_l={"weight": 0.5})
+    rewards: dict[str, object] = {"length": {}, "rouge_l": {}}
+    recipe = Recipe.model_validate({"run": {"steps": 3}, "rewards": rewards, "stages": [fading]})
+    assert [recipe.reward_weights(step)["length"] for step in (1, 2, 3)] == [1.0, 0.5, 0.0]
