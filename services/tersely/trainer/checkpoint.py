@@ -1,7 +1,7 @@
 """Checkpoints: fp32 masters, optimizer moments and the place in the run, written whole or not at all.
 
 A checkpoint is a folder ``step-000050`` with ``state.safetensors`` and ``state.json`` (which holds the hash of the
-former). It is written under a temporary name, synced, and renamed; a folder with the final name is therefore complete.
+former). It is written under a temporary name, synced, and renamed; it is removed under a temporary name too. A folder with the final name is therefore complete.
 There must be room for it before it is begun; where the disk fills up meanwhile, what was written of it is removed.
 """
 
@@ -119,7 +119,8 @@ def write_checkpoint(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    shutil.rmtree(final, ignore_errors=True)
+    if final.exists():
+        _remove(final)
     partial.rename(final)
     sync_folder(folder)
     reach("after_checkpoint")
@@ -129,7 +130,7 @@ def write_checkpoint(
 
 
 def remove_partial(folder: Path) -> None:
-    """Removes what a crash left of a checkpoint that was being written."""
+    """Removes what a crash left of a checkpoint that was being written or removed."""
     for partial in folder.glob(f"step-*{_PARTIAL}"):
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -140,7 +141,14 @@ def _prune(folder: Path, keep: int, protect: frozenset[int], rollbacks: Mapping[
     needed = {target for step, target in rollbacks.items() if step >= newest[0].step}
     for old in found[:-keep]:
         if old.step not in protect | needed:
-            shutil.rmtree(old.path)
+            _remove(old.path)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Takes the final name away first: a kill among its files must not leave half of it under that name."""
+    going = checkpoint.with_name(f"{checkpoint.name}.old{_PARTIAL}")
+    checkpoint.rename(going)
+    shutil.rmtree(going)
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -148,7 +156,7 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
     found = []
     for path in sorted(folder.glob("step-*")):
         meta_file = path / _META
-        if path.suffix == _PARTIAL or not meta_file.exists():
+        if path.suffix == _PARTIAL or not (meta_file.exists() and (path / _TENSORS).exists()):
             continue
         meta = json.loads(meta_file.read_text())
         found.append(Checkpoint(path, meta["step"], meta["policy_version"], meta["weights_sha256"], meta["learner"]))

@@ -56,6 +56,34 @@ def test_an_interrupted_write_is_not_a_checkpoint(tmp_path: Path) -> None:
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [1, 2]
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_checkpoint_that_a_kill_left_half_removed_is_not_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    write(tmp_path, 1)
+
+    def killed_among_its_files(path: Path, **options: object) -> None:
+        (path / "state.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed_among_its_files)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path, 1 if replaced else 2, keep=1)
+    for checkpoint in list_checkpoints(tmp_path):
+        checkpoint.tensors()
+    assert steps(tmp_path) == ([] if replaced else [2])
+    write(tmp_path, 3, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000003"]
+
+
+def test_a_folder_without_tensors_is_not_a_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    (tmp_path / "step-000002" / "state.safetensors").unlink()
+    assert steps(tmp_path) == [1]
+
+
 def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
     write(tmp_path, 1)
     (checkpoint,) = list_checkpoints(tmp_path)
