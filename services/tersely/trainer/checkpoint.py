@@ -1,7 +1,8 @@
 """Checkpoints: fp32 masters, optimizer moments and the place in the run, written whole or not at all.
 
 A checkpoint is a folder ``step-000050`` with ``state.safetensors`` and ``state.json`` (which holds the hash of the
-former). It is written under a temporary name, synced, and renamed; it is removed under a temporary name too. A folder with the final name is therefore complete.
+former). It is written under a temporary name, synced, and renamed, and it is removed under a temporary name too: a
+folder with the final name is therefore complete.
 There must be room for it before it is begun; where the disk fills up meanwhile, what was written of it is removed.
 """
 
@@ -119,10 +120,11 @@ def write_checkpoint(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    if final.exists():
-        _remove(final)
+    replaced = _set_aside(final) if final.exists() else None
     partial.rename(final)
     sync_folder(folder)
+    if replaced is not None:
+        shutil.rmtree(replaced)
     reach("after_checkpoint")
     _prune(folder, keep, protect, rollbacks or {})
     reach("after_prune")
@@ -141,14 +143,12 @@ def _prune(folder: Path, keep: int, protect: frozenset[int], rollbacks: Mapping[
     needed = {target for step, target in rollbacks.items() if step >= newest[0].step}
     for old in found[:-keep]:
         if old.step not in protect | needed:
-            _remove(old.path)
+            shutil.rmtree(_set_aside(old.path))
 
 
-def _remove(checkpoint: Path) -> None:
-    """Takes the final name away first: a kill among its files must not leave half of it under that name."""
-    going = checkpoint.with_name(f"{checkpoint.name}.old{_PARTIAL}")
-    checkpoint.rename(going)
-    shutil.rmtree(going)
+def _set_aside(checkpoint: Path) -> Path:
+    """Takes the final name away: a kill while its files are removed must not leave half of them under that name."""
+    return checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.old{_PARTIAL}"))
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
