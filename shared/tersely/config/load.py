@@ -198,6 +198,8 @@ def _ways_out(where: str, kind: str, context: Mapping[str, Any]) -> Iterator[str
     if kind in _BOUNDS:
         name, text = _BOUNDS[kind]
         yield f"Set {where} {text.format(context[name])}."
+    elif kind == "finite_number":
+        yield f"Set {where} to a number; a large one where there is to be no limit."
     elif kind == "missing":
         yield f"Add {where}."
     elif where and (article := _KINDS.get(kind.split("_")[0])):

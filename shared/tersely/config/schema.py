@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -110,9 +111,16 @@ class SamplingSection(Section):
 class RewardSection(Section):
     """One reward: its weight, and options that the reward itself checks."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     weight: float = Field(1.0, description="Factor in the advantage; 0 shows the reward without training on it.")
+
+    @model_validator(mode="after")
+    def _options_are_finite(self) -> Self:
+        for name, value in self.options.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}: write a number, a large one where there is to be no limit")
+        return self
 
     @property
     def options(self) -> dict[str, object]:

@@ -52,6 +52,25 @@ CHECK = {
     "unknown engine": Bad('[rollout]\nengine = "torhc"\n', "config_value", 13, "rollout.engine", "torch"),
     "text for a number": Bad('[learner]\nthreads = "two"\n', "config_value", 13, "learner.threads", "a whole number"),
     "number for a switch": Bad("[learner]\nrecompute = 7\n", "config_value", 13, "learner.recompute", "true or false"),
+    "learning rate without end": Bad(
+        "[learner]\nlearning_rate = inf\n", "config_value", 13, "learner.learning_rate", "a large one"
+    ),
+    "gradients never cut": Bad(
+        "[learner]\nmax_grad_norm = inf\n", "config_value", 13, "learner.max_grad_norm", "a large one"
+    ),
+    "weight that is no number": Bad(
+        "[rewards.length]\nweight = nan\n", "config_value", 13, "rewards.length.weight", "a large one"
+    ),
+    "stage's weight that is no number": Bad(
+        '[[stages]]\nname = "a"\nsteps = 100\n[stages.rewards.length]\nweight = -inf\n',
+        "config_value",
+        13,
+        "stages.0.rewards.length.weight",
+        "a large one",
+    ),
+    "reward's option without end": Bad(
+        "[rewards.length]\nscale = inf\n", "config_value", 13, "rewards.length: scale", "a large one"
+    ),
     "group of one": Bad("[run]\ngroup_size = 1\n", "config_value", 13, "run.group_size", "2 or more"),
     "temperature 0": Bad("[sampling]\ntemperature = 0\n", "config_value", 13, "sampling.temperature", "more than 0"),
     "negative refill": Bad("[run]\nmax_refill = -1\n", "config_value", 13, "run.max_refill", "0 or more"),
