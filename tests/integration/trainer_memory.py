@@ -13,7 +13,7 @@ from tersely.data.prompts import prepare_prompt
 from tersely.data.records import load_records
 from tersely.models.locate import locate_model
 from tersely.models.tokenizer import PolicyTokenizer
-from tersely.trainer.checkpoint import write_checkpoint
+from tersely.trainer.checkpoint import Keeping, write_checkpoint
 from tersely.trainer.learner import Learner, TrainingGroup
 from tersely.types import GroupId
 from tersely.weights.store import SnapshotStore
@@ -60,7 +60,7 @@ def main(recipe_file: Path, steps: int, folder: Path) -> None:
         learner.train(batch, step)
         store.publish(step, learner.published())
     tensors, meta = learner.state()
-    write_checkpoint(folder, step=steps, policy_version=steps, weights_sha256="", tensors=tensors, learner=meta, keep=1)
+    write_checkpoint(folder, step=steps, policy_version=steps, weights_sha256="", tensors=tensors, learner=meta, keeping=Keeping(1))
     assert tersely.trainer.service
     print(peak_bytes())
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,35 @@ class Checkpoint:
         return loaded
 
 
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """Which checkpoints stay.
+
+    Attributes:
+        newest: So many of the newest stay.
+        protect: Steps whose checkpoints stay besides, e.g. the best one.
+        rollbacks: Per step the step that the run went back to after it. Such a target stays as long as a resume from
+            one of the newest checkpoints would meet the roll-back.
+        counts: Whether a checkpoint is one that the run has wherever it was interrupted. One that it has for the sake
+            of an interruption is not among the newest, and stays only until there is a newer one.
+    """
+
+    newest: int
+    protect: frozenset[int] = frozenset()
+    rollbacks: Mapping[int, int] = field(default_factory=dict)
+    counts: Callable[[Checkpoint], bool] = lambda checkpoint: True
+
+    def of(self, found: Sequence[Checkpoint]) -> list[Checkpoint]:
+        """Those that stay, of checkpoints in the order of their steps."""
+        newest = [checkpoint for checkpoint in found if self.counts(checkpoint)][-self.newest :] or list(found[-1:])
+        needed = {target for step, target in self.rollbacks.items() if step >= newest[0].step} if newest else set()
+        return [
+            checkpoint
+            for checkpoint in found
+            if checkpoint in newest or checkpoint is found[-1] or checkpoint.step in self.protect | needed
+        ]
+
+
 def write_checkpoint(
     folder: Path,
     *,
@@ -74,9 +104,8 @@ def write_checkpoint(
     weights_sha256: str,
     tensors: dict[str, torch.Tensor],
     learner: dict[str, Any],
-    keep: int,
-    protect: frozenset[int] = frozenset(),
-    rollbacks: Mapping[int, int] | None = None,
+    keeping: Keeping,
+    check: Callable[[], object] = lambda: None,
 ) -> Path:
     """Writes a checkpoint and removes older ones that nothing needs; returns its folder.
 
@@ -87,16 +116,15 @@ def write_checkpoint(
         weights_sha256: Their hash.
         tensors: Masters and moments, on the CPU.
         learner: The learner's own facts, as JSON values.
-        keep: The newest so many stay.
-        protect: Steps whose checkpoints stay besides, e.g. the best one.
-        rollbacks: Per step the step that the run went back to after it. Such a target stays as long as a resume from
-            one of the newest checkpoints would meet the roll-back.
+        keeping: Which checkpoints stay.
+        check: Called before this one gets its final name, and before others are removed; raises where neither may be.
 
     Raises:
         DiskFull: The checkpoints are as they were before.
     """
     final = folder / f"step-{step:06d}"
-    partial = folder / f"step-{step:06d}{_PARTIAL}"
+    # A trainer that slept while another took over must not write into what that one is writing.
+    partial = folder / f"step-{step:06d}.{secrets.token_hex(4)}{_PARTIAL}"
     remove_partial(folder)
     folder.mkdir(parents=True, exist_ok=True)
     what = f"the checkpoint of step {step}"
@@ -117,6 +145,7 @@ def write_checkpoint(
                 "tensors_sha256": _file_sha256(partial / _TENSORS),
             }
             write_atomic(partial / _META, json.dumps(meta, indent=2) + "\n")
+        check()
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -126,7 +155,8 @@ def write_checkpoint(
     if replaced is not None:
         shutil.rmtree(replaced)
     reach("after_checkpoint")
-    _prune(folder, keep, protect, rollbacks or {})
+    check()
+    prune(folder, keeping)
     reach("after_prune")
     return final
 
@@ -137,13 +167,13 @@ def remove_partial(folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _prune(folder: Path, keep: int, protect: frozenset[int], rollbacks: Mapping[int, int]) -> None:
+def prune(folder: Path, keeping: Keeping) -> None:
+    """Removes the checkpoints that nothing needs."""
     found = list_checkpoints(folder)
-    newest = found[-keep:]
-    needed = {target for step, target in rollbacks.items() if step >= newest[0].step}
-    for old in found[:-keep]:
-        if old.step not in protect | needed:
-            shutil.rmtree(_set_aside(old.path))
+    kept = keeping.of(found)
+    for checkpoint in found:
+        if checkpoint not in kept:
+            shutil.rmtree(_set_aside(checkpoint.path))
 
 
 def _set_aside(checkpoint: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from tersely.trainer.checkpoint import Checkpoint, list_checkpoints, write_checkpoint
+from tersely.trainer.checkpoint import Checkpoint, Keeping, list_checkpoints, prune, write_checkpoint
 from tersely.trainer.history import History
 from tersely.trainer.parts import Parts, Standing
 
@@ -36,13 +36,22 @@ class CheckpointKeeper:
         if self._standing.checkpointed_step < self._standing.step:
             self.write()
 
+    def catch_up(self) -> None:
+        """Does what an earlier trainer of the run may not have got to after the step last trained.
+
+        Which checkpoints there are to go back to must not depend on when a trainer was killed.
+        """
+        if self._standing.step > 0 and self._standing.step % self._parts.recipe.run.checkpoint_every == 0:
+            self.ensure()
+        self._parts.directory.check_incarnation()
+        prune(self._parts.directory.checkpoints, self._keeping())
+
     def write(self) -> None:
         """Writes a checkpoint of the step last trained."""
         parts, standing = self._parts, self._standing
         parts.status.update(waiting_for="the checkpoint to be written")
         began = time.monotonic()
         tensors, learner = parts.learner.state()
-        best = parts.directory.read_json(_BEST)
         path = write_checkpoint(
             parts.directory.checkpoints,
             step=standing.step,
@@ -50,9 +59,7 @@ class CheckpointKeeper:
             weights_sha256=standing.label.weights_sha256,
             tensors=tensors,
             learner=learner,
-            keep=parts.recipe.run.keep_checkpoints,
-            protect=frozenset() if best is None else frozenset({best["step"]}),
-            rollbacks={rollback.step: rollback.to_step for rollback in self._history.rollbacks.values()},
+            keeping=self._keeping(),
         )
         standing.checkpointed_step = standing.step
         parts.events.write("checkpoint_written", step=standing.step, path=path.name, seconds=time.monotonic() - began)
@@ -87,20 +94,40 @@ class CheckpointKeeper:
         """The checkpoint to go back to when the last steps went wrong.
 
         The best one; where nothing was evaluated, the newest from before the window that alarms look at, or else the
-        oldest. Never one of a stretch that the run went back from already.
+        oldest. Never one of a stretch that the run went back from already, nor one that is there only because the
+        run was interrupted.
         """
         step = self._standing.step
+        found = list_checkpoints(self._parts.directory.checkpoints)
         alive = [
             checkpoint
-            for checkpoint in list_checkpoints(self._parts.directory.checkpoints)
+            for checkpoint in self._keeping().of(found)
             if checkpoint.step < step and not self._was_left(checkpoint)
         ]
         best = self._parts.directory.read_json(_BEST)
         for checkpoint in alive:
             if best is not None and checkpoint.weights_sha256 == best["weights_sha256"]:
                 return checkpoint
+        alive = [checkpoint for checkpoint in alive if self._counts(checkpoint)]
         before = [one for one in alive if one.step <= step - self._parts.recipe.alarms.window_steps]
         return before[-1] if before else next(iter(alive), None)
+
+    def _keeping(self) -> Keeping:
+        best = self._parts.directory.read_json(_BEST)
+        return Keeping(
+            self._parts.recipe.run.keep_checkpoints,
+            protect=frozenset() if best is None else frozenset({best["step"]}),
+            rollbacks={rollback.step: rollback.to_step for rollback in self._history.rollbacks.values()},
+            counts=self._counts,
+        )
+
+    def _counts(self, checkpoint: Checkpoint) -> bool:
+        """Whether the run writes it wherever it is interrupted; a drain, and the end, write others."""
+        recipe, every = self._parts.recipe, self._parts.recipe.evaluation.every
+        rollback = self._history.rollbacks.get(checkpoint.step)
+        if rollback is not None and rollback.label.policy_version == checkpoint.policy_version:
+            return False  # what is due at its step was written before the run went back
+        return checkpoint.step % recipe.run.checkpoint_every == 0 or bool(every and checkpoint.step % every == 0)
 
     def _was_left(self, checkpoint: Checkpoint) -> bool:
         return any(

@@ -82,6 +82,7 @@ class TrainingLoop:
         parts, standing = self._parts, self._standing
         steps = parts.recipe.run.steps
         if standing.step > 0 or steps == 0:
+            self._keeper.catch_up()
             self._evaluator.before()
             self._alarms.resume()
             self._evaluate_between()

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from tersely.errors import CheckpointInvalid, DiskFull
 from tersely.trainer import checkpoint as module
-from tersely.trainer.checkpoint import list_checkpoints, write_checkpoint
+from tersely.trainer.checkpoint import Keeping, list_checkpoints, write_checkpoint
 
 
 def write(folder: Path, step: int, keep: int = 2, **more: Any) -> dict[str, torch.Tensor]:
@@ -22,8 +22,7 @@ def write(folder: Path, step: int, keep: int = 2, **more: Any) -> dict[str, torc
         weights_sha256="ab",
         tensors=tensors,
         learner={"updates": step},
-        keep=keep,
-        **more,
+        keeping=Keeping(keep, **more),
     )
     return tensors
 

@@ -22,7 +22,7 @@ from tersely.models.load import load_policy
 from tersely.models.provenance import read_provenance
 from tersely.models.tiny import make_tiny_model
 from tersely.trainer.card import interval
-from tersely.trainer.checkpoint import write_checkpoint
+from tersely.trainer.checkpoint import Keeping, write_checkpoint
 from tersely.trainer.export import export_policy, published_sha256, run_export
 from tersely.trainer.learner import Learner
 from tersely.trainer.masters import MasterWeights
@@ -103,7 +103,7 @@ def run_dir(tmp_path: Path, model_folder: Path, published: dict[int, dict[str, t
             weights_sha256=published_sha256(published[step]),
             tensors=tensors,
             learner=learner,
-            keep=9,
+            keeping=Keeping(9),
         )
     return folder
 
@@ -156,7 +156,7 @@ def test_after_a_roll_back_the_last_is_the_newest_version_and_not_the_highest_st
         weights_sha256=published_sha256(published[2]),
         tensors=tensors,
         learner=learner,
-        keep=9,
+        keeping=Keeping(9),
     )
     assert run_export(run_dir, tmp_path / "out")["step"] == 3
 
@@ -286,7 +286,7 @@ def lora_run(tmp_path: Path, model_folder: Path) -> tuple[Path, dict[str, torch.
         weights_sha256=published_sha256(published),
         tensors=tensors,
         learner=facts,
-        keep=1,
+        keeping=Keeping(1),
     )
     return run_dir, published
 

@@ -14,6 +14,7 @@ from tersely.config import Recipe
 from tersely.node.drain import DrainSignal
 from tersely.telemetry.events import EventLog, read_events
 from tersely.telemetry.samples import SampleLog, read_samples
+from tersely.trainer import checkpoint
 from tersely.trainer.alarm_desk import MAX_ROLL_BACKS, AlarmDesk
 from tersely.trainer.alarms import Alarm, AlarmWatch
 from tersely.trainer.checkpoint import list_checkpoints
@@ -31,6 +32,9 @@ from tersely.types import PolicyVersion, WeightsLabel
 from tersely.v1 import log_pb2
 
 SPIKE = Alarm("gradient_jump", 0, "it jumped", "too fast", "learner.learning_rate", 9.0, 1.0, "Lower it.")
+
+
+EVERY_STEP = {"steps": 100, "keep_checkpoints": 2, "checkpoint_every": 1}
 
 
 class CountingLearner:
@@ -93,7 +97,7 @@ class Bench:
 
     def __init__(self, folder: Path, **sections: dict[str, Any]) -> None:
         self.recipe = Recipe.model_validate(
-            {"run": {"steps": 100, "keep_checkpoints": 2}, "evaluation": {"every": 2}, **sections}
+            {"evaluation": {"every": 2}, **sections, "run": {**EVERY_STEP, **sections.get("run", {})}}
         )
         self.directory = RunDirectory(folder / "run", resume=False)
         self.events = EventLog(self.directory.file("events.jsonl"))
@@ -286,7 +290,7 @@ def test_a_roll_back_takes_over_the_best_checkpoint_under_a_number_never_used(be
 
 @pytest.mark.parametrize("bench", [ROLL_BACK], indirect=True)
 def test_without_an_evaluation_it_goes_back_beyond_the_window_and_never_into_what_it_left(bench: Bench) -> None:
-    bench.parts.recipe = Recipe.model_validate({**ROLL_BACK, "run": {"steps": 100, "keep_checkpoints": 9}})
+    bench.parts.recipe = Recipe.model_validate({**ROLL_BACK, "run": {**EVERY_STEP, "keep_checkpoints": 9}})
     bench.train(6)
     bench.alarm()
     assert bench.kinds("rolled_back")[-1]["to_step"] == 3
@@ -311,6 +315,60 @@ def test_a_run_stops_when_roll_backs_do_not_help_or_there_is_nothing_to_go_back_
     bench.alarm()
     assert len(bench.kinds("rolled_back")) == MAX_ROLL_BACKS
     assert "did not help" in bench.standing.stopped_by
+
+
+EVERY_FIVE = {"run": {"checkpoint_every": 5}, "evaluation": {}, "alarms": {"window_steps": 8}}
+
+
+def train_by_the_rules(bench: Bench, until: int, *, drained_at: int = 0) -> None:
+    """A checkpoint is written where one is due, and at a drain."""
+    while bench.standing.step < until:
+        bench.train(bench.standing.step + 1, checkpoints=False)
+        if bench.standing.step % 5 == 0:
+            bench.keeper.write()
+        if bench.standing.step == drained_at:
+            bench.keeper.ensure()
+            bench.keeper.catch_up()
+
+
+@pytest.mark.parametrize("bench", [EVERY_FIVE], indirect=True)
+@pytest.mark.parametrize("drained_at", [0, 12, 15, 21, 22])
+def test_a_drain_does_not_change_what_the_run_goes_back_to(bench: Bench, drained_at: int) -> None:
+    train_by_the_rules(bench, 23, drained_at=drained_at)
+    target = bench.keeper.target()
+    assert target is not None
+    assert target.step == 15
+    assert steps_of(bench) == [15, 20, *([drained_at] if drained_at > 20 else [])], "it can be resumed where it drained"
+    train_by_the_rules(bench, 25)
+    assert steps_of(bench) == [20, 25]
+
+
+@pytest.mark.parametrize("bench", [EVERY_FIVE], indirect=True)
+def test_a_kill_before_a_checkpoint_that_was_due_does_not_either(bench: Bench) -> None:
+    train_by_the_rules(bench, 14)
+    bench.train(15, checkpoints=False)  # and here it was killed
+    bench.keeper.catch_up()
+    assert steps_of(bench) == [10, 15]
+    train_by_the_rules(bench, 23)
+    target = bench.keeper.target()
+    assert target is not None
+    assert target.step == 15
+
+
+@pytest.mark.parametrize("bench", [EVERY_FIVE], indirect=True)
+def test_a_kill_before_the_older_checkpoints_were_removed_does_not_either(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_by_the_rules(bench, 19)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "prune", lambda *_: None)
+        train_by_the_rules(bench, 20)
+    assert steps_of(bench) == [10, 15, 20]
+    target = bench.keeper.target()
+    assert target is not None
+    assert target.step == 15, "without the one that was to go, none lies before the window, and this is the oldest"
+    bench.keeper.catch_up()
+    assert steps_of(bench) == [15, 20]
 
 
 @pytest.mark.parametrize("bench", [{**ROLL_BACK, "run": {"steps": 4}}], indirect=True)

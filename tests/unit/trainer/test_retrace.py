@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tersely.errors import LogCorrupt
-from tersely.trainer.checkpoint import Checkpoint, list_checkpoints, write_checkpoint
+from tersely.trainer.checkpoint import Checkpoint, Keeping, list_checkpoints, write_checkpoint
 from tersely.trainer.health import StepHealth
 from tersely.trainer.history import History, Rollback, fold
 from tersely.trainer.learner import Learner
@@ -76,7 +76,7 @@ class Run:
             weights_sha256=sha(self.end),
             tensors={"w": torch.zeros(1)},
             learner=facts,
-            keep=100,
+            keeping=Keeping(100),
         )
 
     def go(self, checkpoints: Sequence[Checkpoint], at_most: int | None = None) -> Diary:
