@@ -60,7 +60,9 @@ def main(recipe_file: Path, steps: int, folder: Path) -> None:
         learner.train(batch, step)
         store.publish(step, learner.published())
     tensors, meta = learner.state()
-    write_checkpoint(folder, step=steps, policy_version=steps, weights_sha256="", tensors=tensors, learner=meta, keeping=Keeping(1))
+    write_checkpoint(
+        folder, step=steps, policy_version=steps, weights_sha256="", tensors=tensors, learner=meta, keeping=Keeping(1)
+    )
     assert tersely.trainer.service
     print(peak_bytes())
 

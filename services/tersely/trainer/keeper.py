@@ -47,8 +47,13 @@ class CheckpointKeeper:
         prune(self._parts.directory.checkpoints, self._keeping())
 
     def write(self) -> None:
-        """Writes a checkpoint of the step last trained."""
+        """Writes a checkpoint of the step last trained.
+
+        Raises:
+            TrainerSuperseded: A newer trainer writes them now.
+        """
         parts, standing = self._parts, self._standing
+        parts.directory.check_incarnation()
         parts.status.update(waiting_for="the checkpoint to be written")
         began = time.monotonic()
         tensors, learner = parts.learner.state()
@@ -60,6 +65,7 @@ class CheckpointKeeper:
             tensors=tensors,
             learner=learner,
             keeping=self._keeping(),
+            check=parts.directory.check_incarnation,
         )
         standing.checkpointed_step = standing.step
         parts.events.write("checkpoint_written", step=standing.step, path=path.name, seconds=time.monotonic() - began)
@@ -67,12 +73,13 @@ class CheckpointKeeper:
     def choose_best(self) -> None:
         """Finds the best of the evaluated checkpoints and names it in best.json; of equals the earliest.
 
-        A checkpoint of a stretch that the run went back from can be the best: it is what it was measured as.
+        A checkpoint of a stretch that the run went back from can be the best: it is what it was measured as. So is one
+        whose evaluation is no longer there, because the run ended with it and then went on.
         """
         recipe, directory = self._parts.recipe, self._parts.directory
         if not recipe.evaluation.every:
             return
-        figure, best = recipe.best_figure, None
+        figure, best = recipe.best_figure, self._best_so_far()
         for checkpoint, evaluation in self._evaluated():
             of_mode = evaluation[figure.mode]
             value = of_mode["rewards"].get(figure.name, of_mode.get(figure.name))
@@ -89,6 +96,15 @@ class CheckpointKeeper:
             directory.write_json(_BEST, best)
             self._parts.events.write("best_checkpoint", **best)
         self._parts.status.update(best=best)
+
+    def _best_so_far(self) -> dict[str, Any] | None:
+        """What best.json names, if that is there and the same figure decides."""
+        best: dict[str, Any] | None = self._parts.directory.read_json(_BEST)
+        if best is None or best["figure"] != self._parts.recipe.evaluation.best_by:
+            return None
+        found = list_checkpoints(self._parts.directory.checkpoints)
+        named = {(checkpoint.step, checkpoint.weights_sha256) for checkpoint in found}
+        return best if (best["step"], best["weights_sha256"]) in named else None
 
     def target(self) -> Checkpoint | None:
         """The checkpoint to go back to when the last steps went wrong.

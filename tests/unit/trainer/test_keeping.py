@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tersely.config import Recipe
+from tersely.errors import TrainerSuperseded
 from tersely.node.drain import DrainSignal
 from tersely.telemetry.events import EventLog, read_events
 from tersely.telemetry.samples import SampleLog, read_samples
@@ -137,9 +138,9 @@ class Bench:
             if checkpoints:
                 self.keeper.write()
 
-    def evaluate(self, value: float | None, **figures: float | None) -> None:
+    def evaluate(self, value: float | None, name: str = "", **figures: float | None) -> None:
         """As if the weights last published had been evaluated."""
-        name = step_name(self.standing.step)
+        name = name or step_name(self.standing.step)
         of_mode: dict[str, Any] = {"within_5": value, "rewards": {}, **figures}
         result = {
             "name": name,
@@ -201,12 +202,55 @@ def test_of_length_errors_the_lowest_is_the_best_and_a_missing_figure_never_is(b
     assert (bench.best()["step"], bench.best()["value"]) == (4, 3.0)
 
 
+def test_the_best_of_a_run_that_ended_with_it_stays_the_best_when_the_run_goes_on(bench: Bench) -> None:
+    bench.train(4)
+    bench.evaluate(0.3)
+    bench.train(7)
+    bench.evaluate(0.9, "after")
+    bench.train(12)
+    bench.evaluate(0.4, "after")
+    assert (bench.best()["step"], bench.best()["value"]) == (7, 0.9)
+    assert steps_of(bench) == [7, 11, 12]
+    (bench.directory.checkpoints / "step-000007" / "state.json").unlink()
+    bench.keeper.choose_best()
+    assert (bench.best()["step"], bench.best()["value"]) == (12, 0.4), "it must be there"
+
+
+def test_a_best_by_another_figure_is_not_held_against_this_one(bench: Bench) -> None:
+    bench.train(2)
+    bench.evaluate(0.2, mean_abs_length_error=3.0)
+    evaluation = bench.recipe.evaluation.model_copy(update={"best_by": "greedy.mean_abs_length_error"})
+    bench.parts.recipe = bench.recipe.model_copy(update={"evaluation": evaluation})
+    bench.keeper.choose_best()
+    assert (bench.best()["figure"], bench.best()["value"]) == ("greedy.mean_abs_length_error", 3.0)
+
+
 def test_a_best_that_a_kill_left_unnamed_is_found_again(bench: Bench) -> None:
     bench.train(2)
     bench.evaluate(0.2)
     bench.directory.file("best.json").unlink()
     bench.keeper.choose_best()
     assert bench.best()["step"] == 2
+
+
+@pytest.mark.parametrize("wakes_up_at", ["before_it_is_written", "inside_checkpoint", "after_checkpoint"])
+def test_a_trainer_that_was_superseded_neither_writes_nor_removes_a_checkpoint(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, wakes_up_at: str
+) -> None:
+    bench.train(4)
+
+    def superseded() -> None:
+        bench.directory.file("incarnation").write_text(str(bench.directory.incarnation + 1))
+
+    if wakes_up_at == "before_it_is_written":
+        superseded()
+        monkeypatch.setattr(bench.learner, "state", lambda: pytest.fail("it began to write"))
+    else:
+        monkeypatch.setattr(checkpoint, "reach", lambda point: superseded() if point == wakes_up_at else None)
+    with pytest.raises(TrainerSuperseded):
+        bench.train(5)
+    assert steps_of(bench) == [3, 4, *([5] if wakes_up_at == "after_checkpoint" else [])], "none was removed"
+    assert not list(bench.directory.checkpoints.glob("*.partial"))
 
 
 def test_evaluations_are_due_every_few_steps_but_not_after_the_last_nor_after_a_roll_back(bench: Bench) -> None:
