@@ -113,6 +113,7 @@ class AlarmDesk:
         # What the weights now left behind sampled must not teach those that take over.
         parts.collector.know_only(self._history.known_labels)
         standing.label = parts.store.announce(prepared)
+        parts.collector.begin_step(standing.label, standing.step + 1)
         standing.roll_backs += 1
         standing.rolled_back_at = standing.step
         self._watch.roll_back(target.step)

@@ -212,9 +212,9 @@ class Collector:
         self.begin_refills()
 
     def close_out(self) -> None:
-        """At the end of a run: whatever is still accepted will not be trained on."""
-        for group_id, arrival in list(self._accepted.items()):
-            self._drop(group_id, Outcome.STALE, "the run ended", arrival)
+        """At the end of a run: whatever is still open, here or on its way, will not be trained on."""
+        for group_id in list(self._ledger.open):
+            self._drop(group_id, Outcome.STALE, "the run ended", self._accepted.get(group_id))
 
     def _take_training(self, arrival: Arrival) -> None:
         prompt = arrival.group.group.prompt

@@ -99,6 +99,7 @@ class TrainingLoop:
         self._keeper.ensure()
         if finished:
             self._evaluator.after()
+            parts.collector.close_out()
         self._keeper.choose_best()
         return finished and not parts.drain.is_set()
 
@@ -204,6 +205,8 @@ class TrainingLoop:
         standing.label = parts.store.announce(prepared)
         reach("after_publish")
         standing.step = step
+        # Groups come in during an evaluation too, and those are for the step after it.
+        parts.collector.begin_step(standing.label, step + 1)
         parts.events.write("version_published", step=step, **asdict(standing.label))
 
     def _no_signal(self) -> None:

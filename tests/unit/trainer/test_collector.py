@@ -413,3 +413,22 @@ def test_refills_go_on_being_counted_where_an_earlier_trainer_left_off(make_benc
     assert bench.collector.dropped_this_step == 2
     bench.collector.remove(batch)
     assert bench.collector.dropped_this_step == 0
+
+
+def test_a_run_that_ends_leaves_no_group_open_whether_it_is_here_or_on_its_way(make_bench) -> None:
+    bench = make_bench(max_staleness=1)
+    bench.collector.top_up(10)
+    first, *others = bench.leased_prompts()
+    bench.answer(first)
+    bench.collector.poll(0)
+    bench.collector.close_out()
+    assert not bench.ledger.open
+    assert bench.ledger.counts(0)["stale"] == 4
+    assert bench.books_balance()
+    assert fold(bench.wal.records()).ledger.counts(0)["stale"] == 4
+    bench.answer(others[0])
+    bench.collector.poll(0)
+    assert bench.collector.accepted() == ()
+    bench.collector.close_out()
+    assert bench.ledger.counts(0)["stale"] == 4
+    assert bench.books_balance()

@@ -85,9 +85,13 @@ class SayWatch:
 class LabelBook:
     def __init__(self) -> None:
         self.known: dict[int, WeightsLabel] = {}
+        self.current: tuple[WeightsLabel, int] | None = None
 
     def know_label(self, label: WeightsLabel) -> None:
         self.known[label.policy_version] = label
+
+    def begin_step(self, current: WeightsLabel, step: int) -> None:
+        self.current = (current, step)
 
     def know_only(self, labels: list[WeightsLabel]) -> None:
         self.known = {label.policy_version: label for label in labels}
@@ -322,6 +326,7 @@ def test_a_roll_back_takes_over_the_best_checkpoint_under_a_number_never_used(be
     assert bench.standing.label == WeightsLabel(PolicyVersion(8), "hash-of-4")
     assert bench.standing.step == 7, "steps go on being counted"
     assert sorted(bench.collector.known) == [1, 2, 3, 4, 8], "what versions 5 to 7 sampled is of no use any more"
+    assert bench.collector.current == (bench.standing.label, 8), "what comes in now is for the step to come"
     assert bench.watch.rolled_back_to == [4]
     (event,) = bench.kinds("rolled_back")
     assert (event["step"], event["to_step"], event["policy_version"]) == (7, 4, 8)
