@@ -17,6 +17,7 @@ from tersely.models.locate import locate_model
 from tersely.models.provenance import PROVENANCE_FILE
 from tersely.trainer.card import base_model, model_card
 from tersely.trainer.checkpoint import Checkpoint, list_checkpoints
+from tersely.trainer.export_target import check_target, files_in, put_in_place
 from tersely.trainer.masters import MASTER
 from tersely.trainer.provenance import Provenance, provenance_of, public_recipe
 from tersely.types import PolicyVersion, WeightsLabel
@@ -31,6 +32,10 @@ Adapter = tuple[dict[str, Any], dict[str, "Tensor"]]
 _WEIGHTS = "model.safetensors"
 _CARD = "README.md"
 _NOT_COPIED = (".safetensors", ".safetensors.index.json", ".bin", ".gguf", ".pt", ".pth", ".py", _CARD)
+_ADAPTER = "adapter"
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_MADE = {_WEIGHTS, _CARD, PROVENANCE_FILE, f"{_ADAPTER}/{_ADAPTER_CONFIG}", f"{_ADAPTER}/{_ADAPTER_WEIGHTS}"}
 
 
 def export_policy(
@@ -43,6 +48,8 @@ def export_policy(
 ) -> Path:
     """Writes the published bf16 weights beside the base model's config and tokenizer; replaces an older export.
 
+    Files that no export wrote stay where they are.
+
     Args:
         model_folder: Folder the run began with.
         weights: Published tensors, tied ones once.
@@ -53,20 +60,20 @@ def export_policy(
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for file in sorted(model_folder.iterdir()):
-        if file.is_file() and not file.name.endswith(_NOT_COPIED):
-            shutil.copyfile(file, partial / file.name)
+    for file in _copied(model_folder):
+        shutil.copyfile(file, partial / file.name)
     _state_dtype(partial / "config.json")
     save_file(
         {name: tensor.contiguous() for name, tensor in weights.items()}, partial / _WEIGHTS, metadata={"format": "pt"}
     )
     if adapter is not None:
-        _write_adapter(partial / "adapter", adapter, provenance)
+        _write_adapter(partial / _ADAPTER, adapter, provenance)
     card = model_card(provenance, model_folder, adapter=adapter is not None)
     (partial / _CARD).write_text(card, encoding="utf-8")
-    (partial / PROVENANCE_FILE).write_text(json.dumps(provenance.to_json(), indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    files = files_in(partial) | {PROVENANCE_FILE}
+    facts = {**provenance.to_json(), "files": sorted(files)}
+    (partial / PROVENANCE_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    put_in_place(partial, target, files)
     return target
 
 
@@ -75,7 +82,7 @@ def run_export(run_dir: Path, to: Path, checkpoint: str = "last") -> dict[str, A
 
     Args:
         run_dir: Directory of the run.
-        to: Folder to make; an older export there is replaced.
+        to: Folder to make, absolute; an older export there is replaced.
         checkpoint: `last` (the final policy, or the newest checkpoint of a run that goes on), `best`, or a step.
 
     Returns:
@@ -84,6 +91,7 @@ def run_export(run_dir: Path, to: Path, checkpoint: str = "last") -> dict[str, A
     Raises:
         RunDirMissing: There is no run, or it has no such checkpoint yet.
         CheckpointInvalid: What is on disk does not have the hash it was published with.
+        ConfigValue: The folder belongs to a run or holds files that no export wrote.
     """
     recipe_file = run_dir / "recipe.json"
     if not recipe_file.exists():
@@ -94,6 +102,7 @@ def run_export(run_dir: Path, to: Path, checkpoint: str = "last") -> dict[str, A
     newest = max((one.policy_version for one in list_checkpoints(run_dir / "checkpoints")), default=-1)
     finished = report is not None and report["policy_version"] >= newest
     model_folder = locate_model(recipe.model.name, recipe.model.revision)
+    check_target(to, model_folder, {file.name for file in _copied(model_folder)} | _MADE)
     weights, adapter = _weights(run_dir, found, recipe, model_folder)
     # A merged adapter may differ in last bits from what another kind of device published.
     sha256 = published_sha256(weights)
@@ -110,6 +119,11 @@ def run_export(run_dir: Path, to: Path, checkpoint: str = "last") -> dict[str, A
         "weights_sha256": sha256,
         "finished": finished,
     }
+
+
+def _copied(model_folder: Path) -> list[Path]:
+    """The base model's files that go into an export as they are."""
+    return sorted(p for p in model_folder.iterdir() if p.is_file() and not p.name.endswith(_NOT_COPIED))
 
 
 def _choose(run_dir: Path, wanted: str) -> Checkpoint:
@@ -193,8 +207,8 @@ def _write_adapter(folder: Path, adapter: Adapter, provenance: Provenance) -> No
     base = public_recipe(provenance.recipe)["model"]["name"]
     folder.mkdir()
     settings = {**config, "base_model_name_or_path": base_model(base)}
-    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+    (folder / _ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _ADAPTER_WEIGHTS)
 
 
 def published_sha256(weights: Mapping[str, Tensor]) -> str:

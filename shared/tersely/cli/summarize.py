@@ -106,7 +106,11 @@ def find_policy(model: str, checkpoint: str, stack: ExitStack) -> tuple[Path, Re
         state = (read_json(run.status) or {}).get("state")
         policy = run.path / "policy"
         if checkpoint == "last" and state == "finished" and policy.is_dir():
-            return policy, recipe
+            published = (read_json(run.report) or {}).get("final_weights_sha256")
+            there = (read_provenance(policy) or {}).get("weights_sha256")
+            if None in (published, there) or published == there:
+                return policy, recipe
+            typer.echo(f"{policy} does not hold the run's last weights: taking its last checkpoint", err=True)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tersely-policy-"))) / "policy"
         found = load_tool("export")(run.path, folder, checkpoint)
         if not found["finished"] or checkpoint != "last":

@@ -185,6 +185,19 @@ def test_a_run_without_a_checkpoint_says_so(run_dir: Path, text_file: Path) -> N
         summarize("--model", run_dir, text_file)
 
 
+def test_a_policy_folder_with_other_weights_than_the_runs_last_is_not_used(
+    run_dir: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_dir / "report.json").write_text(json.dumps({"final_weights_sha256": "a" * 64, "policy_version": 4}))
+    facts = {"recipe": recipe().model_dump(mode="json"), "weights_sha256": "b" * 64}
+    (run_dir / "policy" / PROVENANCE_FILE).write_text(json.dumps(facts))
+    with pytest.raises(RunDirMissing, match="no checkpoint yet"):
+        summarize("--model", run_dir, text_file)
+    assert "does not hold the run's last weights" in capsys.readouterr().err
+    (run_dir / "policy" / PROVENANCE_FILE).write_text(json.dumps({**facts, "weights_sha256": "a" * 64}))
+    summarize("--model", run_dir, text_file)
+
+
 @pytest.mark.parametrize("arguments", [("--samples", 2), ("--temperature", 1, "--checkpoint", "best")])
 def test_options_that_make_no_sense_are_usage_errors(model: Path, text_file: Path, arguments: tuple[object]) -> None:
     with pytest.raises(SystemExit) as ended:
