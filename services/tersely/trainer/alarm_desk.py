@@ -47,12 +47,13 @@ class AlarmDesk:
     def resume(self) -> None:
         """Comes to the state that the log tells of, and does what the last trainer did not get to."""
         events = list(read_events(self._parts.events.path))
-        missing = self._watch.warm_up(events)
+        # What earlier steps raise only now is raised by limits that were not those of the run then.
+        missing = [alarm for alarm in self._watch.warm_up(events) if alarm.step == self._standing.step]
         for alarm in missing:
             self._say(alarm)
         left = _not_acted_on(events, self._standing.step)
         self._show()
-        self._act([alarm.name for alarm in missing if alarm.step == self._standing.step] + left)
+        self._act([alarm.name for alarm in missing] + left)
 
     def after_step(self, figures: Mapping[str, Any], groups: Sequence[group_pb2.ScoredGroup]) -> None:
         """Looks at the step last trained, says what is wrong, and acts on it."""

@@ -150,6 +150,17 @@ def test_an_alarm_that_was_not_written_before_the_trainer_died_is_given_back() -
     assert AlarmWatch(two_rewards()).warm_up(events) == [alarm]
 
 
+def test_of_two_alarms_of_one_name_at_one_step_the_log_can_lack_one() -> None:
+    recipe = two_rewards(rewards={"length": {}, "rouge_l": {}, "copy_rate": {"weight": 0.5}})
+    fight = {"length~rouge_l": -0.9, "copy_rate~length": -0.9}
+    figures = trace(STEPS, after(reward_correlation=fight))
+    first, second = raised(recipe, figures)
+    assert (first.name, first.step) == (second.name, second.step)
+    events = [{"kind": "step_finished", **step} for step in figures if step["step"] <= first.step]
+    assert AlarmWatch(recipe).warm_up(events) == [first, second]
+    assert AlarmWatch(recipe).warm_up([*events, {"kind": "alarm", **asdict(first)}]) == [second]
+
+
 def test_it_goes_off_again_only_after_it_has_cleared() -> None:
     def around(low: float) -> Changes:
         return lambda step: {"zero_variance": low if 50 <= step < 70 or step < 20 else 0.9}
@@ -179,7 +190,8 @@ def test_a_run_that_was_rolled_back_is_watched_from_there() -> None:
 
     resumed = AlarmWatch(two_rewards())
     events = [{"kind": "step_finished", **step} for step in bad]
-    events += [{"kind": "alarm", "name": "entropy_collapse", "step": first[0]}, {"kind": "rolled_back", "to_step": 24}]
+    (told,) = raised(two_rewards(), bad)
+    events += [{"kind": "alarm", **asdict(told)}, {"kind": "rolled_back", "to_step": 24}]
     assert resumed.warm_up(events) == []
     assert not resumed.active
     assert [alarm for step in trace(80)[40:] for alarm in resumed.observe(step)] == []  # steps go on being counted

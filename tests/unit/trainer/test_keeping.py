@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -435,9 +436,30 @@ def test_the_real_watch_comes_back_to_the_same_state_from_the_event_log(tmp_path
     watch = AlarmWatch(recipe)
     live = [alarm for event in events for alarm in watch.observe(event, [])]
     assert [alarm.name for alarm in live] == ["length_at_limit"]
-    told = {"kind": "alarm", "name": "length_at_limit", "step": live[0].step}
+    told = {"kind": "alarm", **asdict(live[0]), "message": f"{live[0].message} It says: 'the the the'."}
     assert AlarmWatch(recipe).warm_up(events) == live
     assert AlarmWatch(recipe).warm_up([*events, told]) == []
+
+
+def test_a_resume_with_other_limits_does_not_judge_what_was_trained_before(bench: Bench) -> None:
+    bench.train(9, checkpoints=False)
+    good = {"truncated": 0.0, "mean_abs_length_error": 1.0, "entropy": 0.5}
+    for step in range(1, 10):
+        bench.events.write("step_finished", step=step, **good)
+
+    def resume(**limits: float) -> list[tuple[str, int]]:
+        watch = AlarmWatch(Recipe.model_validate({"alarms": {"window_steps": 2, **limits}}))
+        AlarmDesk(bench.parts, bench.standing, bench.keeper, bench.history, watch).resume()
+        return [(event["name"], event["step"]) for event in bench.kinds("alarm")]
+
+    assert resume() == []
+    assert resume(entropy_floor=5.0) == []
+    bench.train(10, checkpoints=False)
+    bench.events.write("step_finished", step=10, **{**good, "truncated": 0.9})
+    bench.train(11, checkpoints=False)
+    bench.events.write("step_finished", step=11, **{**good, "truncated": 1.0})
+    assert resume() == [("length_at_limit", 11)], "of the step at which the run stands, it was not said yet"
+    assert resume() == [("length_at_limit", 11)]
 
 
 def test_events_that_the_log_proves_are_written_again_once(bench: Bench) -> None:

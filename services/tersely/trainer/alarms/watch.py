@@ -82,19 +82,18 @@ class AlarmWatch:
             events: Its event log, in order.
 
         Returns:
-            Alarms that its steps raise and that the log does not have: the trainer died between the two.
+            Alarms that its steps raise and that the log does not have: the trainer died between the two, or the limits
+            are others by now.
         """
-        missing: dict[tuple[str, int], Alarm] = {}
+        missing: list[Alarm] = []
         for event in events:
             if event.get("kind") == "step_finished":
-                missing.update({(alarm.name, alarm.step): alarm for alarm in self.observe(event)})
+                missing += self.observe(event)
             elif event.get("kind") == "rolled_back":
                 self.roll_back(int(event["to_step"]))
             elif event.get("kind") == "alarm":
-                missing.pop((str(event.get("name")), int(event.get("step", -1))), None)
-            elif event.get("kind") == "rolled_back":
-                self.roll_back(int(event["to_step"]))
-        return list(missing.values())
+                missing = [alarm for alarm in missing if not _tells_of(event, alarm)]
+        return missing
 
     def _turn(
         self, name: str, subject: str, signs: Sequence[Sign], groups: Sequence[group_pb2.ScoredGroup]
@@ -120,3 +119,9 @@ class AlarmWatch:
             change=wrong.change,
         )
         return alarm
+
+
+def _tells_of(event: Mapping[str, Any], alarm: Alarm) -> bool:
+    """Whether an event is about an alarm; it may quote from the batch, which the event log does not have."""
+    same = (event.get("name"), event.get("step")) == (alarm.name, alarm.step)
+    return same and str(event.get("message", "")).startswith(alarm.message)
