@@ -153,7 +153,7 @@ def test_an_alarm_that_was_not_written_before_the_trainer_died_is_given_back() -
 def test_of_two_alarms_of_one_name_at_one_step_the_log_can_lack_one() -> None:
     recipe = two_rewards(rewards={"length": {}, "rouge_l": {}, "copy_rate": {"weight": 0.5}})
     fight = {"length~rouge_l": -0.9, "copy_rate~length": -0.9}
-    figures = trace(STEPS, after(reward_correlation=fight))
+    figures = trace(STEPS, lambda _: {"reward_correlation": fight})
     first, second = raised(recipe, figures)
     assert (first.name, first.step) == (second.name, second.step)
     events = [{"kind": "step_finished", **step} for step in figures if step["step"] <= first.step]
