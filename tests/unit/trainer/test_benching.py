@@ -108,16 +108,17 @@ def test_a_turn_is_a_process_of_its_own_with_the_first_step_left_out(
         "job = json.load(open(sys.argv[1]))\n"
         "seconds = [99.0] + [2.0] * (job['steps'] - 1)\n"
         "result = {'step_seconds': seconds, 'completion_tokens': [int(os.environ.get('MADE', 64))]}\n"
-        "result['peak_memory_bytes'] = 5; result['spin'] = 'GOMP_SPINCOUNT' in os.environ\n"
+        "result['peak_memory_bytes'] = 5; result['spin'] = os.environ.get('GOMP_SPINCOUNT')\n"
         "json.dump(result, open(sys.argv[2], 'w'))\n"
         "sys.exit('MADE' in os.environ and os.environ['MADE'] == '0' and 'it broke' or 0)\n"
     )
     monkeypatch.setattr(turns, "_DRIVER", script)
-    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "77")
     told: list[str] = []
     one = Turns(model, 1, 3, told.append)
     result = one.peer(0, Path(sys.executable))
-    assert (result["seconds"], result["spin"]) == (2.0, False)
+    assert (result["seconds"], result["spin"]) == (2.0, "77")
+    assert result["load_before"] >= 0
     assert told == ["turn 1: trl 2.00 s a step, peak memory 0.00 GiB"]
     monkeypatch.setenv("MADE", "63")
     with pytest.raises(ServiceFailed, match=r"\[63\] tokens"):
@@ -125,6 +126,51 @@ def test_a_turn_is_a_process_of_its_own_with_the_first_step_left_out(
     monkeypatch.setenv("MADE", "0")
     with pytest.raises(ServiceFailed, match="it broke"):
         one.peer(0, Path(sys.executable))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "1000"}),
+        ({"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT": "5"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+    ],
+)
+def test_both_sides_wait_alike_and_as_the_user_says(
+    model: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: dict[str, str]
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(turns, "bench_prompts", prompts)
+    seen: list[dict[str, str]] = []
+
+    def run(command: list[str], env: dict[str, str], **_: Any) -> Any:
+        seen.append({name: env[name] for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if name in env})
+        result = {"step_seconds": [9.0, 2.0], "completion_tokens": [64], "peak_memory_bytes": 5}
+        Path(command[-1]).write_text(json.dumps(result))
+        return turns.subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(turns.subprocess, "run", run)
+    one = Turns(model, 1, 1, lambda line: None)
+    one.ours(0)
+    one.peer(0, Path(sys.executable))
+    assert seen == [expected, expected]
+
+
+@pytest.mark.parametrize(("load", "warned"), [(0.5, False), (0.9, True)])
+def test_a_machine_that_is_at_work_is_warned_of(
+    model: Path, monkeypatch: pytest.MonkeyPatch, load: float, warned: bool
+) -> None:
+    monkeypatch.setattr(tool.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(tool, "Turns", FakeTurns)
+    monkeypatch.setattr(tool, "_learner", lambda *_: {HEADLINE.name: Timing({"shared": [1.0]}, {"padded": 0.0})})
+    told: list[str] = []
+    found = tool.run_bench_learner(quick=True, model=str(model), turns=1, threads=1, progress=told.append)
+    assert found["details"]["load_before"] == load
+    assert found["details"]["environment"]
+    assert any("load average" in line for line in told) == warned
 
 
 def test_without_the_peers_environment_the_way_to_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,13 @@ from tersely.models.linear import has_fast_product
 from tersely.models.locate import locate_model
 from tersely.trainer.benching.learning import LearnerBench, Timing
 from tersely.trainer.benching.shapes import GRID, HEADLINE, LARGE
-from tersely.trainer.benching.turns import Turns, find_peer
+from tersely.trainer.benching.turns import Turns, find_peer, waiting_settings
 
 _TURNS = 3
 _QUICK_TURNS = {HEADLINE: 2, LARGE: 1}
 _STEPS = 2
 _QUICK_STEPS = 1
+_QUIET_LOAD = 0.7
 
 
 def run_bench_learner(
@@ -45,6 +46,12 @@ def run_bench_learner(
         ServiceFailed: A measured process failed.
     """
     peer = None if quick else find_peer()
+    load = os.getloadavg()[0]
+    if load > _QUIET_LOAD:
+        progress(
+            f"warning: the load average is {load:.2f}: other programs are at work, and seconds and ratios will be off;"
+            f" measure when it is below {_QUIET_LOAD}"
+        )
     folder = locate_model(model)
     number = set_threads(threads)
     progress(f"{model}, {number} threads" + (", without TRL" if quick else ""))
@@ -64,6 +71,8 @@ def run_bench_learner(
         "details": {
             "model": model,
             "threads": number,
+            "environment": waiting_settings(),
+            "load_before": round(load, 2),
             "machine": _machine(),
             "versions": {name: metadata.version(name) for name in ("tersely", "torch", "transformers")},
             "learner": {name: asdict(timing) for name, timing in learner.items()},
@@ -126,5 +135,4 @@ def _machine() -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         "fast_linears": has_fast_product(),
-        "load_average": list(os.getloadavg()),
     }

@@ -22,8 +22,9 @@ WARM_UP_STEPS = 1
 """Steps of each process that are not counted: the first one pays for what is made once."""
 
 _DRIVER = Path(__file__).with_name("trl_step.py")
-# Set for our own processes by the command line; the peer runs as it would without us.
-_OUR_ENVIRONMENT = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+_SPIN_COUNT = "1000"
+"""As the services set it where the user does not."""
 
 
 def find_peer() -> Path:
@@ -40,6 +41,12 @@ def find_peer() -> Path:
         "The peer's environment .venv-trl is neither in the current folder nor beside ours.",
         "Run `make bench` in a checkout, which makes it (1.5 GB), or leave the peer out with --quick.",
     )
+
+
+def waiting_settings() -> dict[str, str]:
+    """How OpenMP's threads wait at barriers, the same on both sides: as the user says, else as our services set it."""
+    given = {name: os.environ[name] for name in _WAITING if name in os.environ}
+    return given or {"GOMP_SPINCOUNT": _SPIN_COUNT}
 
 
 class Turns:
@@ -75,7 +82,7 @@ class Turns:
         Raises:
             ServiceFailed: It failed.
         """
-        return self._run("ours", turn, [sys.executable, "-m", "tersely.trainer.benching.whole_step"], dict(os.environ))
+        return self._run("ours", turn, [sys.executable, "-m", "tersely.trainer.benching.whole_step"])
 
     def peer(self, turn: int, python: Path) -> dict[str, Any]:
         """One process of the peer.
@@ -83,17 +90,17 @@ class Turns:
         Raises:
             ServiceFailed: It failed, or did not make as many tokens as asked.
         """
-        environment = {key: value for key, value in os.environ.items() if key not in _OUR_ENVIRONMENT}
-        result = self._run("trl", turn, [str(python), str(_DRIVER)], environment)
+        result = self._run("trl", turn, [str(python), str(_DRIVER)])
         if result["completion_tokens"] != [HEADLINE.completion]:
             raise ServiceFailed(f"TRL made completions of {result['completion_tokens']} tokens.", "Use another model.")
         return result
 
-    def _run(self, name: str, turn: int, command: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    def _run(self, name: str, turn: int, command: list[str]) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="tersely-bench-") as folder:
             job, result, log = (Path(folder) / file for file in ("job.json", "result.json", "log"))
             job.write_text(json.dumps(self._job))
-            environment["OMP_NUM_THREADS"] = str(self._job["threads"])
+            environment = {**os.environ, **waiting_settings(), "OMP_NUM_THREADS": str(self._job["threads"])}
+            load = os.getloadavg()[0]
             with log.open("wb") as output:
                 done = subprocess.run(
                     [*command, str(job), str(result)], stdout=output, stderr=output, env=environment, check=False
@@ -105,4 +112,4 @@ class Turns:
         counted = statistics.median(read["step_seconds"][WARM_UP_STEPS:])
         gib = read["peak_memory_bytes"] / (1 << 30)
         self._progress(f"turn {turn + 1}: {name} {counted:.2f} s a step, peak memory {gib:.2f} GiB")
-        return {**read, "seconds": counted}
+        return {**read, "seconds": counted, "load_before": round(load, 2)}
