@@ -44,7 +44,8 @@ class Collector:
         wal: The write-ahead log.
         events: The event log.
         desk: Takes evaluation groups as they come by.
-        on_dropped: Told of each arrival that falls out, with its outcome (for the samples file).
+        on_dropped: Told of each arrival that falls out, with its outcome (for the samples file); of one whose copy
+            comes again, again.
     """
 
     def __init__(
@@ -222,6 +223,10 @@ class Collector:
         if group_id in self._accepted or group_id not in self._ledger.open:
             self._ledger.duplicates += 1
             self._events.write("group_duplicate", group_id=group_id, issue_number=prompt.issue_number)
+            outcome = self._ledger.outcome(group_id)
+            if outcome in (Outcome.STALE, Outcome.NO_SIGNAL):
+                # Decided on, but perhaps by a trainer that died before it kept the samples.
+                self._on_dropped(arrival, outcome)
             self._ring.acknowledge([arrival.lease])
             return
         reason = self._label_fault(arrival)
@@ -270,7 +275,8 @@ class Collector:
         self._ledger.record_outcome(group_id, outcome)
         self._accepted.pop(group_id, None)
         self._dropped_this_step += 1
-        self._events.write(f"group_{outcome}", group_id=group_id, issue_number=issue.issue_number, reason=reason)
         if arrival is not None:
             self._on_dropped(arrival, outcome)
+        self._events.write(f"group_{outcome}", group_id=group_id, issue_number=issue.issue_number, reason=reason)
+        if arrival is not None:
             self._ring.acknowledge([arrival.lease])

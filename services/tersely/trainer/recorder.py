@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -41,6 +41,8 @@ class Recorder:
         self._finished: set[int] = set()
         self._stages: set[int] = set()
         self._evaluated: set[tuple[str, str]] = set()
+        self._dropped: set[str] = set()
+        self._rows: dict[str, set[int]] = {}  # samples written, per group that was not trained on
         self._fallen: Counter[str] = Counter()  # groups that fell out since the last step, by outcome
         for event in read_events(events.path):
             if event["kind"] == "group_trained":
@@ -49,11 +51,15 @@ class Recorder:
                 self._finished.add(event["step"])
                 self._fallen.clear()
             elif event["kind"] in ("group_no_signal", "group_stale"):
+                self._dropped.add(event["group_id"])
                 self._fallen[event["kind"].removeprefix("group_")] += 1
             elif event["kind"] == "stage_began":
                 self._stages.add(event["step"])
             elif event["kind"] == "evaluation_finished":
                 self._evaluated.add((event["name"], event["weights_sha256"]))
+        for row in read_samples(samples.path):
+            if row["outcome"] != "evaluation" and row["group_id"] not in self._trained:
+                self._rows.setdefault(row["group_id"], set()).add(row["sample_index"])
 
     def stage(self, step: int) -> None:
         """Tells which stage the step to come belongs to, and writes it down where a stage begins."""
@@ -99,6 +105,10 @@ class Recorder:
             prompt = group.group.prompt
             if prompt.group_id in self._trained:
                 continue
+            # Before the event: where there is an event, an earlier trainer left nothing to be written.
+            advantages = health.advantages[GroupId(prompt.group_id)]
+            self._write_rows(sample_rows(group, step=step, outcome="trained", advantages=advantages))
+            self._rows.pop(prompt.group_id, None)
             self._events.write(
                 "group_trained",
                 group_id=prompt.group_id,
@@ -106,9 +116,6 @@ class Recorder:
                 step=step,
                 policy_version=oldest_version(group),
             )
-            advantages = health.advantages[GroupId(prompt.group_id)]
-            for row in sample_rows(group, step=step, outcome="trained", advantages=advantages):
-                self._samples.write(**row)
         figures: dict[str, Any] = {
             "step": step,
             "policy_version": made.policy_version,
@@ -162,16 +169,25 @@ class Recorder:
         self._events.write("evaluation_finished", **{name: value for name, value in result.items() if name != "rows"})
 
     def dropped(self, group: group_pb2.ScoredGroup, outcome: str, step: int) -> None:
-        """Keeps the samples of a group that is not trained on.
+        """Keeps the samples of a group that is not trained on, unless they are kept already.
 
         Args:
             group: The group.
             outcome: Why, as in the ledger.
             step: Step that was being collected for.
         """
-        self._fallen[outcome] += 1
-        for row in sample_rows(group, step=step, outcome=outcome, advantages=None):
-            self._samples.write(**row)
+        group_id = group.group.prompt.group_id
+        if group_id not in self._dropped:
+            self._dropped.add(group_id)
+            self._fallen[outcome] += 1
+        self._write_rows(sample_rows(group, step=step, outcome=outcome, advantages=None))
+
+    def _write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        for row in rows:
+            known = self._rows.setdefault(row["group_id"], set())
+            if row["sample_index"] not in known:
+                self._samples.write(**row)
+                known.add(row["sample_index"])
 
 
 def rollback_facts(rollback: Rollback) -> dict[str, Any]:

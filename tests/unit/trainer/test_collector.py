@@ -432,3 +432,20 @@ def test_a_run_that_ends_leaves_no_group_open_whether_it_is_here_or_on_its_way(m
     bench.collector.close_out()
     assert bench.ledger.counts(0)["stale"] == 4
     assert bench.books_balance()
+
+
+def test_samples_of_a_dropped_group_are_handed_on_before_its_event_and_again_when_it_is_taken_again(make_bench) -> None:
+    bench = make_bench()
+    bench.collector.top_up(10)
+    first, _ = bench.leased_prompts()
+    seen: list[int] = []
+    bench.collector._on_dropped = lambda arrival, outcome: seen.append(
+        sum(event["kind"] == "group_no_signal" for event in read_events(bench.events_path))
+    )
+    bench.answer(first, (0.5, 0.5))
+    bench.collector.poll(0)
+    assert seen == [0]
+    bench.answer(first, (0.5, 0.5))
+    bench.collector.poll(0)
+    assert seen == [0, 1], "an earlier trainer may have died before it kept them"
+    assert bench.ledger.counts(0)["no_signal"] == 1

@@ -91,6 +91,7 @@ def test_groups_that_fell_out_are_shares_of_what_came_in_and_survive_a_restart(
 ) -> None:
     def fall(outcome: str, number: int) -> None:
         group = _traces.group_of_lengths(f"q{number}", [60, 60], Recipe())
+        group.group.prompt.group_id = f"q{number}"
         for completion in group.group.completions:
             completion.version_spans.add(weights=V0.to_proto(), first_token=0, token_count=61)
         with EventLog(tmp_path / "events.jsonl") as events:
