@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,19 @@ class Learner:
             has_kl=self._section.kl_coefficient > 0,
             advantages={group.group_id: values for group, values in zip(batch, advantages, strict=True)},
             seconds=seconds,
+        )
+
+    def fit(self, learner: LearnerSection) -> None:
+        """Takes over the settings that fit the learner to a machine, from the next step on.
+
+        Args:
+            learner: Others in it must be those that the learner was made with.
+        """
+        if learner.shared_prompt != self._section.shared_prompt:
+            self._forward = choose_forward(self._model, shared_prompt=learner.shared_prompt)
+        self._section = learner
+        self._settings = replace(
+            self._settings, logit_chunk_tokens=learner.logit_chunk_tokens, recompute=learner.recompute
         )
 
     def published(self) -> dict[str, torch.Tensor]:

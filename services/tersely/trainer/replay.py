@@ -17,12 +17,13 @@ import structlog
 from pydantic import ValidationError
 
 from tersely.config import Recipe
+from tersely.config.learner import LearnerSection
 from tersely.errors import CheckpointInvalid, ConfigValue, RunDirMissing
 from tersely.models.device import available_cores, set_threads
 from tersely.models.locate import locate_model
 from tersely.models.tokenizer import PolicyTokenizer
 from tersely.trainer.checkpoint import list_checkpoints
-from tersely.trainer.environment import differences, environment_facts
+from tersely.trainer.environment import differences, environment_facts, fitted
 from tersely.trainer.history import History, fold
 from tersely.trainer.learner import Learner
 from tersely.trainer.retrace import choose_start, retrace
@@ -87,10 +88,18 @@ def run_replay(
         logged = history.environment_of(step).get("threads", "")
         return threads or (int(logged) if logged.isdecimal() else available_cores())
 
-    learner = _learner(recipe, threads_of(start.step + 1))
+    def settings_of(step: int) -> LearnerSection:
+        return fitted(recipe.learner, history.environment_of(step))
+
+    learner = _learner(recipe, settings_of(start.step + 1), threads_of(start.step + 1))
+
+    def before_step(step: int) -> None:
+        set_threads(threads_of(step))
+        learner.fit(settings_of(step))
+
     reached, logged_sha256, differing, rollbacks = "", None, None, 0
     try:
-        for done in retrace(history, learner, start, checkpoints, lambda step: set_threads(threads_of(step))):
+        for done in retrace(history, learner, start, checkpoints, before_step):
             logged = start.label if done.is_start else history.versions.get(done.step)
             if done.rollback is not None:
                 logged, rollbacks = done.rollback.label, rollbacks + 1
@@ -114,7 +123,9 @@ def run_replay(
     found = dict.fromkeys(
         text
         for step in steps
-        for text in differences(history.environment_of(step), environment_facts(learner.device, threads_of(step)))
+        for text in differences(
+            history.environment_of(step), environment_facts(learner.device, threads_of(step), settings_of(step))
+        )
     )
     return {
         "final_weights_sha256": reached,
@@ -146,11 +157,11 @@ def _read(run_dir: Path) -> tuple[Recipe, History]:
         ) from None
 
 
-def _learner(recipe: Recipe, threads: int) -> Learner:
+def _learner(recipe: Recipe, settings: LearnerSection, threads: int) -> Learner:
     folder = locate_model(recipe.model.name, recipe.model.revision)
     return Learner(
         folder,
-        recipe.learner.model_copy(update={"threads": threads}),
+        settings.model_copy(update={"threads": threads}),
         temperature=recipe.sampling.temperature,
         reward_weights=recipe.reward_weights,
         total_steps=recipe.run.steps,

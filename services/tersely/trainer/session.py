@@ -112,6 +112,7 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
     checkpoints = list_checkpoints(directory.checkpoints)
     start = choose_start(history, checkpoints) if resumed else Start(0, initial)
     wal.append(_started(stage.run_id, directory.incarnation, initial, recipe, learner, start), sync=True)
+    directory.write_json("recipe.json", recipe.model_dump(mode="json"))
     if inputs.eval_prompts and directory.read_json("evaluation-before.json") is None:
         store.announce(first)
         store.pin(initial)
@@ -240,7 +241,8 @@ def _open(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, stack: Ex
     ring = Ring(inputs.client, run_id, recipe.queue)
     ring.create()
     events = stack.enter_context(EventLog(directory.file("events.jsonl")))
-    directory.write_json("recipe.json", recipe.model_dump(mode="json"))
+    if history.run_id is None:  # else the one that the log knows stays until the log knows this one
+        directory.write_json("recipe.json", recipe.model_dump(mode="json"))
     directory.announce(run_id=run_id, trainer_address=address, redis_url=public_url)
     events.write(
         "run_started" if history.run_id is None else "run_resumed",
@@ -290,7 +292,7 @@ def _started(
             incarnation=incarnation,
             initial_weights=initial.to_proto(),
             recipe_sha256=course_sha256(recipe),
-            environment=environment_facts(learner.device, learner.threads, learner.ranks),
+            environment=environment_facts(learner.device, learner.threads, recipe.learner, learner.ranks),
             checkpoint_step=start.step,
         )
     )
