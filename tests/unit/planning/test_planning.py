@@ -19,7 +19,7 @@ from tersely.trainer.planning.facts import ModelFacts, read_facts
 from tersely.trainer.planning.machine import assumed_speed
 from tersely.trainer.planning.memory import activation_bytes
 from tersely.trainer.planning.plan import Plan, Setting, make_plan
-from tersely.trainer.planning.timing import step_seconds
+from tersely.trainer.planning.timing import overhead_seconds, step_seconds
 from tersely.trainer.planning.tool import run_plan
 from tersely.trainer.planning.workload import Part, Prompts, make_workload
 
@@ -173,6 +173,28 @@ def test_time_grows_with_work_and_shrinks_with_workers(large: ModelFacts) -> Non
     assert seconds(rollout={"threads": 1, "workers": 2})["rollout"] == pytest.approx(base["rollout"] / 2)
     assert seconds(learner={"shared_prompt": False})["learn"] > 1.5 * base["learn"]
     assert seconds(learner={"recompute": True})["learn"] > base["learn"]
+
+
+def test_a_tiny_model_is_not_thought_to_be_free(facts: ModelFacts, large: ModelFacts) -> None:
+    # As in recipes/tiny.toml, whose steps took 0.3 s on a quiet machine with two cores.
+    made = recipe(run={"groups_per_step": 4}, length={"target_tokens": 16}, rollout={"threads": 1})
+    small, big = plan(made, facts).as_json(), plan(made, large).as_json()
+    assert 0.15 < small["seconds_per_step"] < 0.6
+    assert small["seconds"]["publish"] >= 0.005
+    assert any("overhead" in remark for remark in small["remarks"])
+    assert not any("overhead" in remark for remark in big["remarks"])
+
+
+def test_overhead_grows_with_layers_parts_and_decoding_steps(large: ModelFacts) -> None:
+    def overhead(facts: ModelFacts = large, **sections: object) -> dict[str, float]:
+        made = recipe(**sections)
+        return overhead_seconds(made, facts, make_workload(made, facts, PROMPTS), device="cpu", cores=4)
+
+    base = overhead()
+    assert overhead(replace(large, layers=60))["learn"] == pytest.approx(2 * base["learn"])
+    assert overhead(learner={"optimizer_steps_per_batch": 3})["learn"] == pytest.approx(3 * base["learn"])
+    assert overhead(learner={"micro_batch_tokens": 200})["learn"] > 2 * base["learn"]
+    assert overhead(length={"target_tokens": 128})["rollout"] > 1.5 * base["rollout"]
 
 
 def test_on_an_accelerator_the_snapshots_stay_on_the_host(large: ModelFacts) -> None:

@@ -17,7 +17,7 @@ from tersely.trainer.planning.memory import (
     rollout_memory,
     trainer_memory,
 )
-from tersely.trainer.planning.timing import describe, step_seconds, whole_step
+from tersely.trainer.planning.timing import describe, overhead_seconds, step_seconds, whole_step
 from tersely.trainer.planning.workload import Prompts, Workload, make_workload
 
 USABLE_SHARE = 0.95
@@ -69,6 +69,7 @@ class Plan:
     setting: Setting
     processes: tuple[Process, ...]
     seconds: Mapping[str, float]
+    overhead: Mapping[str, float]
 
     def needed(self, device: str) -> int:
         """Bytes of all processes together on a device."""
@@ -155,6 +156,13 @@ class Plan:
                 f"One row can have {least} positions, more than learner.micro_batch_tokens"
                 f" ({self.recipe.learner.micro_batch_tokens}): it runs alone, and is counted so."
             )
+        device = self.setting.device
+        shares = [whole_step(self.recipe, dict(seconds), device) for seconds in (self.overhead, self.seconds)]
+        if shares[0] > shares[1] / 2:
+            found.append(
+                "A model as small as this one spends its time on overhead more than on products: take the seconds as a"
+                " rough guess, and expect several times as much when other programs are at work."
+            )
         if self.setting.device != "cpu":
             found.append("The estimate for accelerators is by formula; it was not compared with measurements.")
         if self.setting.device not in self.setting.limits:
@@ -172,6 +180,7 @@ def make_plan(recipe: Recipe, facts: ModelFacts, prompts: Prompts, setting: Sett
         processes.append(Process("rollout", recipe.rollout.workers, memory))
     processes.append(Process("scorer", recipe.scorer.workers, _fixed(SCORER_BASE_BYTES)))
     processes.append(Process("up", 1, _fixed(QUEUE_BASE_BYTES)))
+    cores = setting.cores or available_cores()
     seconds = step_seconds(
         recipe,
         facts,
@@ -179,9 +188,10 @@ def make_plan(recipe: Recipe, facts: ModelFacts, prompts: Prompts, setting: Sett
         device=device,
         learner=setting.learner_speed,
         worker=setting.worker_speed,
-        cores=setting.cores or available_cores(),
+        cores=cores,
     )
-    return Plan(recipe, facts, work, setting, tuple(processes), seconds)
+    overhead = overhead_seconds(recipe, facts, work, device=device, cores=cores)
+    return Plan(recipe, facts, work, setting, tuple(processes), seconds, overhead)
 
 
 def _fixed(size: int) -> dict[str, ProcessMemory]:

@@ -5,6 +5,11 @@ forward for attention, twice that backward. A position with logits costs 2 V H f
 (logits are made again there) and 4 V H backward. Not all of a step is matrix products: `EFFICIENCY` is the share of
 the measured speed of products that whole steps reached on a CPU. Decoding reads all weights once per token of the
 longest completion of a group, the prompt's cost beside it.
+
+What does not grow with the size of a layer is counted beside that: the calls of every layer per decoding step and per
+pass of the learner, and the way of a group through the queue and the scorer. On a CPU these were taken from models with
+2 and 14 tiny layers on one thread; in a step of a model of 100 million weights they are a few percent, in a step of a
+tiny one nearly all.
 """
 
 from __future__ import annotations
@@ -21,8 +26,17 @@ DECODE_EFFICIENCY = {"cpu": 0.6, "cuda": 0.3, "mps": 0.3}
 LONGEST_OVER_TYPICAL = 1.6
 """How much longer the longest completion of a group is than a usual one; its row ends the group."""
 
-LAYER_STEP_SECONDS = {"cpu": 1.5e-4, "cuda": 3e-4, "mps": 5e-4}
+LAYER_STEP_SECONDS = {"cpu": 3.5e-4, "cuda": 3e-4, "mps": 5e-4}
 """What a decoding step costs per layer beside its products."""
+
+LAYER_PASS_SECONDS = {"cpu": 2.5e-3, "cuda": 1e-3, "mps": 2e-3}
+"""What a forward and backward pass of a micro-batch, or of a shared prompt, costs per layer beside its products."""
+
+GROUP_SECONDS = 0.02
+"""What a group costs from its lease to the learner beside sampling and training: queue, ring, scoring, log."""
+
+PUBLISH_SECONDS = 0.005
+"""What publishing costs beside hashing and copying."""
 
 _MOST_HASH_THREADS = 4
 
@@ -41,10 +55,24 @@ def step_seconds(
         worker: Speed of one worker's device.
         cores: CPU cores of the machine.
     """
-    return {
+    work_alone = {
         "rollout": _rollout(recipe, facts, work, worker, device, cores),
         "learn": _learn(recipe, facts, work, learner, device),
         "publish": _publish(facts, learner, cores),
+    }
+    overhead = overhead_seconds(recipe, facts, work, device=device, cores=cores)
+    return {name: seconds + overhead[name] for name, seconds in work_alone.items()}
+
+
+def overhead_seconds(recipe: Recipe, facts: ModelFacts, work: Workload, *, device: str, cores: int) -> dict[str, float]:
+    """The share of `step_seconds` that a smaller model would cost as well, by the same names."""
+    passes = recipe.learner.optimizer_steps_per_batch * work.groups * (len(work.typical_parts) + work.shared)
+    rounds, together, crowded = _rounds(recipe, work, device, cores)
+    steps = facts.layers * LAYER_STEP_SECONDS[device] * _decoded(work)
+    return {
+        "rollout": rounds * (steps * crowded + together * GROUP_SECONDS),
+        "learn": passes * facts.layers * LAYER_PASS_SECONDS[device],
+        "publish": PUBLISH_SECONDS,
     }
 
 
@@ -80,16 +108,24 @@ def _forward(part: Part, facts: ModelFacts) -> float:
 
 
 def _rollout(recipe: Recipe, facts: ModelFacts, work: Workload, speed: Speed, device: str, cores: int) -> float:
-    workers = max(1, recipe.rollout.workers)
     item = 4 if device == "cpu" else 2
-    tokens = min(work.longest_completion, round(work.typical_completion * LONGEST_OVER_TYPICAL))
     per_token = item * facts.parameters / (speed.decode_bytes * DECODE_EFFICIENCY[device])
-    per_token += facts.layers * LAYER_STEP_SECONDS[device]
     prefill = _forward(Part(1, round(work.prompts.mean), 0, 0), facts) / (speed.flops * EFFICIENCY[device])
+    rounds, together, crowded = _rounds(recipe, work, device, cores)
+    return rounds * (_decoded(work) * per_token + together * prefill) * crowded
+
+
+def _rounds(recipe: Recipe, work: Workload, device: str, cores: int) -> tuple[int, int, float]:
+    """Times each worker decodes in a step, groups at once, and how much slower for want of cores."""
+    workers = max(1, recipe.rollout.workers)
     together = 1 if recipe.synchronous else max(1, recipe.rollout.batch_sequences // work.group_size)
-    rounds = -(-work.groups // (workers * together))
     wanted = workers * (recipe.rollout.threads or cores) if device == "cpu" else 1
-    return rounds * (tokens * per_token + together * prefill) * max(1.0, wanted / cores)
+    return -(-work.groups // (workers * together)), together, max(1.0, wanted / cores)
+
+
+def _decoded(work: Workload) -> int:
+    """Decoding steps of a group: tokens of its longest completion."""
+    return min(work.longest_completion, round(work.typical_completion * LONGEST_OVER_TYPICAL))
 
 
 def _publish(facts: ModelFacts, speed: Speed, cores: int) -> float:
