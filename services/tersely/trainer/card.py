@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tersely.config import Recipe
 from tersely.evaluation import WITHIN_TOKENS
 from tersely.evaluation.paired import paired_difference
 from tersely.trainer.provenance import Provenance, public_recipe
@@ -51,12 +52,28 @@ def model_card(provenance: Provenance, model_folder: Path, *, adapter: bool = Fa
         _use(provenance, adapter=adapter),
         "## Training\n",
         f"Data: `{tree['data']['source']}`, split `{recipe.data.train_split}`; figures above on split"
-        f" `{recipe.data.eval_split}`. Rewards: {', '.join(f'`{name}`' for name in recipe.rewards)}.\n",
+        f" `{recipe.data.eval_split}`. {_rewards(recipe)}\n",
         _facts(provenance),
         "The recipe in full:\n",
         f"```json\n{json.dumps(tree, indent=2, ensure_ascii=False)}\n```",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _rewards(recipe: Recipe) -> str:
+    """The rewards that were trained on with their weights, by stage where these differ, and those only measured."""
+    weights: dict[str, list[float]] = {name: [] for name in recipe.rewards}
+    for step in range(1, recipe.run.steps + 1):
+        for name, weight in recipe.reward_weights(step).items():
+            weights[name].append(weight)
+    trained = []
+    for name, course in weights.items():
+        least, most = min(course), max(course)
+        if (least, most) != (0, 0):
+            trained.append(f"`{name}` (weight {least:g}{'' if least == most else f' to {most:g}, by stage'})")
+    only = [f"`{name}`" for name, course in weights.items() if not any(course)]
+    measured = f" Measured only, weight 0: {', '.join(only)}." if only else ""
+    return f"Rewards: {', '.join(trained)}.{measured}"
 
 
 def base_model(name: str) -> str:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tersely.config import Recipe
+from tersely.config.load import read_recipe
 from tersely.errors import CheckpointInvalid, RunDirMissing
 from tersely.models.locate import locate_model
 from tersely.models.provenance import PROVENANCE_FILE
@@ -63,9 +64,7 @@ def export_policy(
     for file in _copied(model_folder):
         shutil.copyfile(file, partial / file.name)
     _state_dtype(partial / "config.json")
-    save_file(
-        {name: tensor.contiguous() for name, tensor in weights.items()}, partial / _WEIGHTS, metadata={"format": "pt"}
-    )
+    _save(weights, partial / _WEIGHTS, {"format": "pt"})
     if adapter is not None:
         _write_adapter(partial / _ADAPTER, adapter, provenance)
     card = model_card(provenance, model_folder, adapter=adapter is not None)
@@ -91,12 +90,12 @@ def run_export(run_dir: Path, to: Path, checkpoint: str = "last") -> dict[str, A
     Raises:
         RunDirMissing: There is no run, or it has no such checkpoint yet.
         CheckpointInvalid: What is on disk does not have the hash it was published with.
-        ConfigValue: The folder belongs to a run or holds files that no export wrote.
+        ConfigValue: The folder belongs to a run or holds files that no export wrote; or the run's recipe is damaged.
     """
     recipe_file = run_dir / "recipe.json"
     if not recipe_file.exists():
         raise RunDirMissing(f"There is no run in {run_dir}.", "Give the directory of a run; `tersely runs` lists them.")
-    recipe = Recipe.model_validate_json(recipe_file.read_text())
+    recipe = read_recipe(recipe_file)
     report = _read(run_dir / "report.json")
     found = _choose(run_dir, checkpoint)
     newest = max((one.policy_version for one in list_checkpoints(run_dir / "checkpoints")), default=-1)
@@ -192,7 +191,8 @@ def _merged(checkpoint: Checkpoint, recipe: Recipe, model_folder: Path) -> tuple
 
     learner = Learner(
         model_folder,
-        recipe.learner.model_copy(update={"kl_coefficient": 0.0}),
+        # What a run was trained on, and with, does not matter any more; the machine that exports may be another one.
+        recipe.learner.model_copy(update={"kl_coefficient": 0.0, "ablate": (), "device": "cpu"}),
         temperature=recipe.sampling.temperature,
         reward_weights=recipe.reward_weights,
         total_steps=recipe.run.steps,
@@ -208,7 +208,15 @@ def _write_adapter(folder: Path, adapter: Adapter, provenance: Provenance) -> No
     folder.mkdir()
     settings = {**config, "base_model_name_or_path": base_model(base)}
     (folder / _ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _ADAPTER_WEIGHTS)
+    _save(tensors, folder / _ADAPTER_WEIGHTS)
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes safetensors with the mode that any new file has here; the library's own is readable to nobody else."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
+    path.chmod(mode)
 
 
 def published_sha256(weights: Mapping[str, Tensor]) -> str:

@@ -82,6 +82,21 @@ def recipe_from_json(text: str) -> Recipe:
     return Recipe.model_validate_json(text)
 
 
+def read_recipe(path: Path) -> Recipe:
+    """The recipe.json of a run directory.
+
+    Raises:
+        ConfigValue: It is damaged, or of another version of tersely.
+    """
+    try:
+        return Recipe.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigValue(
+            f"{path} is not a recipe that this version of tersely can read: {error}",
+            "Use the version that trained the run, or restore the file from a backup.",
+        ) from None
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         raw = path.read_bytes()

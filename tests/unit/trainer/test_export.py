@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -306,6 +307,46 @@ def test_a_run_replaces_its_own_policy_but_leaves_what_was_put_beside_it(
     assert equal(load_file(policy / "model.safetensors"), published[4])
     assert (read_provenance(policy) or {})["step"] == 4
     assert not (run_dir / "policy.partial").exists()
+
+
+def test_the_card_tells_trained_rewards_from_measured_ones(
+    run_dir: Path, tmp_path: Path, published: dict[int, dict[str, torch.Tensor]]
+) -> None:
+    tree = json.loads((run_dir / "recipe.json").read_text())
+    tree["rewards"] = {"length": {"weight": 1.0}, "rouge_l": {"weight": 0.5}, "bleu": {"weight": 0.0}}
+    (run_dir / "recipe.json").write_text(json.dumps(tree))
+    run_export(run_dir, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Rewards: `length` (weight 1), `rouge_l` (weight 0.5). Measured only, weight 0: `bleu`." in card
+    tree["stages"] = [
+        {"name": "first", "steps": 2, "rewards": {"length": {"weight": 1.0}}},
+        {"name": "then", "steps": 4, "rewards": {"length": {"weight": 1.0}, "bleu": {"weight": 0.25}}},
+    ]
+    (run_dir / "recipe.json").write_text(json.dumps(tree))
+    run_export(run_dir, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "`length` (weight 1), `bleu` (weight 0 to 0.25, by stage). Measured only, weight 0: `rouge_l`." in card
+
+
+def test_a_damaged_recipe_is_named(run_dir: Path, tmp_path: Path) -> None:
+    (run_dir / "recipe.json").write_text('{"run": ')
+    with pytest.raises(ConfigValue, match=r"recipe\.json is not a recipe"):
+        run_export(run_dir, tmp_path / "out")
+
+
+@pytest.mark.parametrize("update", [{"ablate": ["no_stop_token"]}, {"device": "cuda"}])
+def test_a_lora_run_is_exported_whatever_it_was_trained_with(
+    lora_run: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, update: dict[str, Any]
+) -> None:
+    run_dir, published = lora_run
+    tree = json.loads((run_dir / "recipe.json").read_text())
+    tree["learner"].update(update)
+    (run_dir / "recipe.json").write_text(json.dumps(tree))
+    run_export(run_dir, tmp_path / "out")
+    assert equal(load_file(tmp_path / "out" / "model.safetensors"), published)
+    readable = stat.S_IMODE((tmp_path / "out" / "config.json").stat().st_mode)
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert stat.S_IMODE((tmp_path / "out" / name).stat().st_mode) == readable
 
 
 @pytest.fixture
