@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from tersely.config.schema import DataSection
 from tersely.data.prompts import prepare_prompt
 from tersely.data.records import Record
+from tersely.errors import ConfigValue
 from tersely.grpo.seeds import group_seed
 from tersely.models.load import load_policy
 from tersely.models.tokenizer import PolicyTokenizer
@@ -72,13 +74,15 @@ def run_summarize(
     Raises:
         ModelInvalid, ModelTokenizerMissing: The folder can't be used.
         EngineFailed: The engine can't run this model.
+        ConfigValue: Prompt and summary together are longer than the model's context.
     """
     tokenizer = PolicyTokenizer.from_folder(model_folder)
+    prompts = [prepare_prompt(Record(name, text, ""), tokenizer, data, target_tokens) for name, text in documents]
+    _check_context(model_folder, max((len(prompt.token_ids) for prompt in prompts), default=0), max_completion_tokens)
     label = WeightsLabel(PolicyVersion(0), "")
     engine = open_engine("torch", EngineSettings(threads=threads, batch_sequences=1))
     engine.load(model_folder, label, dict(load_policy(model_folder).named_parameters()))
-    for name, text in documents:
-        prompt = prepare_prompt(Record(name, text, ""), tokenizer, data, target_tokens)
+    for (name, text), prompt in zip(documents, prompts, strict=True):
         group = group_pb2.PromptGroup(
             group_id=name,
             prompt_id=name,
@@ -105,3 +109,16 @@ def run_summarize(
                     document_tokens_cut=prompt.document_tokens_cut,
                     seconds=time.monotonic() - began,
                 )
+
+
+def _check_context(model_folder: Path, longest_prompt: int, max_completion_tokens: int) -> None:
+    context = json.loads((model_folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+    if not isinstance(context, int) or longest_prompt + max_completion_tokens <= context:
+        return
+    # A summary may take twice the length that is asked for.
+    room = (context - longest_prompt) // 2
+    raise ConfigValue(
+        f"--tokens: summaries of up to {max_completion_tokens} tokens and a prompt of {longest_prompt} are longer than"
+        f" the model's context of {context} tokens.",
+        f"Ask for {room} tokens or fewer." if room >= 32 else "Choose a model with a longer context.",
+    )

@@ -96,13 +96,15 @@ def find_policy(model: str, checkpoint: str, stack: ExitStack) -> tuple[Path, Re
     """
     from tersely.cli.tools import load_tool
     from tersely.config import Recipe
+    from tersely.config.load import read_recipe
+    from tersely.errors import ModelMissing
     from tersely.models.locate import locate_model
     from tersely.models.provenance import read_provenance
     from tersely.supervise.run_dir import RunDir, read_json
 
     run = RunDir(Path(model).expanduser().resolve())
     if run.recipe.is_file() and not (run.path / "config.json").exists():
-        recipe = Recipe.model_validate_json(run.recipe.read_text())
+        recipe = read_recipe(run.recipe)
         state = (read_json(run.status) or {}).get("state")
         policy = run.path / "policy"
         if checkpoint == "last" and state == "finished" and policy.is_dir():
@@ -118,7 +120,13 @@ def find_policy(model: str, checkpoint: str, stack: ExitStack) -> tuple[Path, Re
         return folder, recipe
     if checkpoint != "last":
         raise typer.BadParameter(f"{model} is no run: it has no checkpoints.", param_hint="--checkpoint")
-    folder = locate_model(model)
+    try:
+        folder = locate_model(model)
+    except ModelMissing as error:
+        raise ModelMissing(
+            error.message,
+            "Give --model a run's directory, a model folder, a hub id (owner/name), smollm2-135m or tiny.",
+        ) from None
     provenance: dict[str, Any] | None = read_provenance(folder)
     return folder, None if provenance is None else Recipe.model_validate(provenance["recipe"])
 

@@ -18,7 +18,7 @@ from tersely.cli.summarize import printable
 from tersely.config import Recipe
 from tersely.data.prompts import prepare_prompt
 from tersely.data.records import Record
-from tersely.errors import DataEmpty, DataMissing, DataRecord, RunDirMissing
+from tersely.errors import ConfigValue, DataEmpty, DataMissing, DataRecord, ModelMissing, RunDirMissing
 from tersely.models.provenance import PROVENANCE_FILE
 from tersely.models.tiny import make_tiny_model
 from tersely.models.tokenizer import PolicyTokenizer
@@ -177,6 +177,25 @@ def test_a_file_without_text_is_refused_before_a_model_is_loaded(
         path.write_bytes(raw)
     with pytest.raises(error, match=r"bad\.txt"):
         summarize("--model", tmp_path / "no-such-model", path)
+
+
+def test_a_length_beyond_the_models_context_is_refused(run_dir: Path, text_file: Path) -> None:
+    with pytest.raises(ConfigValue, match="context of 4096 tokens") as refused:
+        summarize("--model", run_dir, text_file, "--tokens", 5000)
+    assert "Ask for" in refused.value.way_out
+
+
+def test_a_damaged_recipe_is_named(run_dir: Path, text_file: Path) -> None:
+    (run_dir / "recipe.json").write_text('{"run": ')
+    with pytest.raises(ConfigValue, match=r"recipe\.json is not a recipe"):
+        summarize("--model", run_dir, text_file)
+
+
+def test_the_way_out_of_an_unknown_model_is_one_of_this_command(text_file: Path) -> None:
+    with pytest.raises(ModelMissing) as refused:
+        summarize("--model", "NOPE", text_file)
+    assert "--model" in refused.value.way_out
+    assert "model.name" not in refused.value.way_out
 
 
 def test_a_run_without_a_checkpoint_says_so(run_dir: Path, text_file: Path) -> None:
