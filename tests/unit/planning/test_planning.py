@@ -185,6 +185,12 @@ def test_a_tiny_model_is_not_thought_to_be_free(facts: ModelFacts, large: ModelF
     assert not any("overhead" in remark for remark in big["remarks"])
 
 
+def test_a_plan_says_that_it_counts_one_process_where_there_may_be_several(facts: ModelFacts) -> None:
+    several = plan(recipe(learner={"parallel": "fsdp"}), facts).remarks()
+    assert any("one process" in remark and "fsdp" in remark for remark in several)
+    assert not any("one process" in remark for remark in plan(recipe(), facts).remarks())
+
+
 def test_overhead_grows_with_layers_parts_and_decoding_steps(large: ModelFacts) -> None:
     def overhead(facts: ModelFacts = large, **sections: object) -> dict[str, float]:
         made = recipe(**sections)

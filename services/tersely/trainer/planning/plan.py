@@ -165,6 +165,12 @@ class Plan:
             )
         if self.setting.device != "cpu":
             found.append("The estimate for accelerators is by formula; it was not compared with measurements.")
+        if "parallel" in self.recipe.learner.model_fields_set:
+            found.append(
+                "This counts one process of the learner. learner.parallel"
+                f" ({self.recipe.learner.parallel}) only matters under torchrun, where each process has its own share"
+                " of the work, and memory of its own."
+            )
         if self.setting.device not in self.setting.limits:
             found.append(f"There is no {self.setting.device} here; give its memory by --memory-gib to have it checked.")
         return found
