@@ -24,6 +24,11 @@ def refuse_contradictions(recipe: Recipe) -> None:
             f"learner.correction is {learner.correction}, but learner.ablate has recomputed_logprobs, which ignores"
             ' what the correction is made from: set learner.correction = "none", or take recomputed_logprobs out'
         )
+    if learner.warmup_steps > recipe.run.steps:
+        raise ValueError(
+            f"learner.warmup_steps is {learner.warmup_steps}, but run.steps is {recipe.run.steps}, so the learning rate"
+            f" would never come to its peak: set learner.warmup_steps to {recipe.run.steps} or less"
+        )
     if model.revision is not None and (model.name in _BUILT_IN_MODELS or model.name.startswith((".", "/", "~"))):
         raise ValueError(
             f"model.revision is {model.revision!r}, but model.name {model.name!r} is not a hub id and has no revisions:"

@@ -71,6 +71,13 @@ CHECK = {
     "reward's option without end": Bad(
         "[rewards.length]\nscale = inf\n", "config_value", 13, "rewards.length: scale", "a large one"
     ),
+    "warm-up longer than the run": Bad(
+        "[run]\nsteps = 3\n[learner]\nwarmup_steps = 4\n",
+        "config_value",
+        13,
+        "learner.warmup_steps",
+        "learner.warmup_steps to 3 or less",
+    ),
     "group of one": Bad("[run]\ngroup_size = 1\n", "config_value", 13, "run.group_size", "2 or more"),
     "temperature 0": Bad("[sampling]\ntemperature = 0\n", "config_value", 13, "sampling.temperature", "more than 0"),
     "negative refill": Bad("[run]\nmax_refill = -1\n", "config_value", 13, "run.max_refill", "0 or more"),
