@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from tersely.cli.options import JsonOption, RunDirOption
+from tersely.cli.options import JsonOption
 
 
 def register(app: typer.Typer) -> None:
@@ -16,12 +17,19 @@ def register(app: typer.Typer) -> None:
     app.command("status", help="How a run stands, while it goes and after.")(status)
 
 
-def status(run_dir: RunDirOption, as_json: JsonOption = False) -> None:
+def status(
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Directory of the run.")] = None,
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", metavar="DIR", help="The same.")] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Prints the run's state."""
+    given = run or run_dir
+    if given is None or (run and run_dir):
+        raise typer.BadParameter("Name the directory of one run.", param_hint="RUN")
     from tersely.supervise.run_dir import RunDir
     from tersely.view.status import read_status
 
-    found = read_status(RunDir(run_dir.resolve()))
+    found = read_status(RunDir(given.resolve()))
     typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))
 
 

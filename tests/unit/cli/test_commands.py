@@ -141,7 +141,9 @@ def test_status_runs_and_samples_of_a_run(tmp_path: Path) -> None:
     (run_dir / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = json.loads(tersely("status", "--run-dir", str(run_dir), "--json").stdout)
     assert (found["state"], found["extra"], found["nodes"]) == ("finished", 5, [])
-    shown = tersely("status", "--run-dir", str(run_dir)).stdout
+    shown = tersely("status", str(run_dir)).stdout
+    assert shown == tersely("status", "--run-dir", str(run_dir)).stdout
+    assert tersely("status").returncode == tersely("status", "a", "--run-dir", "b").returncode == 2
     assert "step 2/2" in shown
     assert "alarm loss_of_signal at step 2: none " in shown
     assert [row["run_id"] for row in json.loads(tersely("runs", str(tmp_path / "runs"), "--json").stdout)] == ["r-1"]
