@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock
 
-from tersely.errors import CheckpointInvalid, ReplayDiffers, RunDirMissing
+from tersely.errors import CheckpointInvalid, ConfigValue, ReplayDiffers, RunDirMissing
 from tersely.trainer.history import fold
 from tersely.trainer.replay import Progress, run_replay
 from tersely.trainer.wal import WriteAheadLog, read_records
@@ -90,7 +91,7 @@ def test_the_log_of_an_asynchronous_run_gives_its_weights(run_dir: Path) -> None
     assert contents(run_dir) == before
 
 
-@pytest.mark.parametrize(("from_step", "begun_at"), [(2, 0), (5, 3), (7, 6), (STEPS, STEPS), (99, STEPS)])
+@pytest.mark.parametrize(("from_step", "begun_at"), [(2, 0), (5, 3), (7, 6), (STEPS, STEPS)])
 def test_it_begins_at_the_newest_checkpoint_that_is_not_too_new(run_dir: Path, from_step: int, begun_at: int) -> None:
     kept = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
     assert kept == ["step-000003", "step-000006", "step-000008"], "two, and where it ended"
@@ -100,6 +101,24 @@ def test_it_begins_at_the_newest_checkpoint_that_is_not_too_new(run_dir: Path, f
     assert (result["from_step"], result["steps"]) == (begun_at, STEPS - begun_at)
     assert [progress.step for progress in seen] == list(range(begun_at, STEPS + 1))
     assert all(progress.same for progress in seen)
+
+
+def test_a_step_beyond_the_log_is_refused_and_one_before_all_checkpoints_said(run_dir: Path) -> None:
+    with pytest.raises(ConfigValue, match=f"the log ends with step {STEPS}"):
+        run_replay(run_dir, from_step=99)
+    done = cli("replay", str(run_dir), "--from-step", "2")
+    assert done.returncode == 0, done.stderr
+    assert "no checkpoint at or before step 2 to begin with: beginning at 0" in done.stderr
+
+
+def test_a_run_of_another_device_is_replayed_here(copy: Path) -> None:
+    tree = json.loads((copy / "recipe.json").read_text())
+    missing = "mps" if torch.cuda.is_available() else "cuda"
+    tree["learner"]["device"] = missing
+    (copy / "recipe.json").write_text(json.dumps(tree))
+    with pytest.raises(ConfigValue, match=r"learner\.device"):
+        run_replay(copy)
+    assert run_replay(copy, device="cpu")["final_weights_sha256"] == final(copy)
 
 
 def test_an_unfinished_run_is_replayed_to_the_end_of_its_log(copy: Path) -> None:

@@ -57,6 +57,7 @@ def run_replay(
     *,
     from_step: int | None = None,
     threads: int | None = None,
+    device: str | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> dict[str, Any]:
     """Trains again from the log of a run.
@@ -65,6 +66,7 @@ def run_replay(
         run_dir: Run directory, or a copy of one.
         from_step: Begin with the newest checkpoint at or before this step; None: with the initial weights.
         threads: CPU threads; None: as many as the log says for each step.
+        device: Where to train; None: as the recipe says.
         on_progress: Told of each place it comes to.
 
     Returns:
@@ -80,6 +82,13 @@ def run_replay(
     if from_step is not None and from_step < 0:
         raise ConfigValue(f"--from-step is {from_step}, but steps count from 0.", "Leave it out to begin at the start.")
     recipe, history = _read(run_dir)
+    if from_step is not None and from_step > history.last_step:
+        raise ConfigValue(
+            f"--from-step is {from_step}, but the log ends with step {history.last_step}.",
+            f"Give a step up to {history.last_step}, or leave it out to begin at the start.",
+        )
+    if device is not None:
+        recipe = recipe.model_copy(update={"learner": recipe.learner.model_copy(update={"device": device})})
     checkpoints = list_checkpoints(run_dir / "checkpoints")
     start = choose_start(history, checkpoints, at_most=from_step or 0)
     steps = range(start.step + 1, history.last_step + 1)

@@ -30,6 +30,9 @@ def replay(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads; default: as logged, else bits differ.")
     ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or mps; default: as the recipe.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Replays it; progress goes to stderr.
@@ -40,17 +43,32 @@ def replay(
     from tersely.cli.tools import load_tool
     from tersely.telemetry.logging import configure_logging
 
+    if device not in (None, "auto", "cpu", "cuda", "mps"):
+        raise typer.BadParameter(f"{device!r} is not auto, cpu, cuda or mps.", param_hint="--device")
+
+    def show(progress: Any) -> None:
+        if from_step and progress.step == 0:
+            text = (
+                f"no checkpoint at or before step {from_step} to begin with: beginning at 0, with the initial weights"
+            )
+            typer.echo(text, err=True)
+        _show(progress)
+
     # The model is on this machine, or this is not the machine to replay on.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     configure_logging("replay", level="WARNING")
-    result = load_tool("replay")(run_dir.resolve(), from_step=from_step, threads=threads, on_progress=_show)
+    result = load_tool("replay")(
+        run_dir.resolve(), from_step=from_step, threads=threads, device=device, on_progress=show
+    )
     typer.echo(json.dumps(result, indent=2) if as_json else "\n".join(lines(result)))
     if result["differing_step"] is not None:
         what = "; ".join(result["environment_differences"])
         raise ReplayDiffers(
             f"The replay differs from the log of {run_dir} from step {result['differing_step']} on"
             f" ({what or 'with the same device, threads and versions'}).",
-            "Replay where those are as in the log, without --threads." if what else "Compare the run with a backup.",
+            "Replay where those are as in the log, without --threads or --device."
+            if what
+            else "Compare the run with a backup.",
         )
 
 
