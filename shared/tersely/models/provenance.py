@@ -13,8 +13,8 @@ def read_provenance(folder: Path) -> dict[str, Any] | None:
     """What is known of a folder's training; None if tersely did not write it, or the file is damaged.
 
     Returns:
-        `recipe` (as resolved for the run), `run_id`, `step`, `policy_version`, `weights_sha256`, `versions`, `files` (names
-        of all that the export wrote).
+        `recipe` (as resolved for the run), `run_id`, `step`, `policy_version`, `weights_sha256`, `versions`, `files`
+        (names of all that the export wrote).
     """
     try:
         found = json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
