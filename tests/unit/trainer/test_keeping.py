@@ -2,184 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
+import importlib.util
+import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import torch
 
 from tersely.config import Recipe
 from tersely.errors import TrainerSuperseded
 from tersely.node.drain import DrainSignal
-from tersely.telemetry.events import EventLog, read_events
-from tersely.telemetry.samples import SampleLog, read_samples
+from tersely.telemetry.samples import read_samples
 from tersely.trainer import checkpoint
-from tersely.trainer.alarm_desk import MAX_ROLL_BACKS, AlarmDesk
-from tersely.trainer.alarms import Alarm, AlarmWatch
+from tersely.trainer.alarm_desk import MAX_ROLL_BACKS
 from tersely.trainer.checkpoint import list_checkpoints
-from tersely.trainer.evaluating import Evaluator, step_name
-from tersely.trainer.event_repair import repair_events
+from tersely.trainer.evaluating import Evaluator
 from tersely.trainer.history import fold
-from tersely.trainer.keeper import CheckpointKeeper
-from tersely.trainer.parts import Standing
 from tersely.trainer.recorder import Recorder
-from tersely.trainer.resume import commit_version
-from tersely.trainer.run_directory import RunDirectory
-from tersely.trainer.status import Status
-from tersely.trainer.wal import WriteAheadLog
 from tersely.types import PolicyVersion, WeightsLabel
-from tersely.v1 import log_pb2
 
-SPIKE = Alarm("gradient_jump", 0, "it jumped", "too fast", "learner.learning_rate", 9.0, 1.0, "Lower it.")
-
-
-EVERY_STEP = {"steps": 100, "keep_checkpoints": 2, "checkpoint_every": 1}
-
-
-class CountingLearner:
-    """Its only weight is the number of steps it was trained."""
-
-    def __init__(self) -> None:
-        self.weight = 0.0
-
-    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        return {"w": torch.tensor([self.weight])}, {"steps": int(self.weight)}
-
-    def load_state(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
-        self.weight = float(tensors["w"])
-
-    def published(self) -> dict[str, torch.Tensor]:
-        return {"w": torch.tensor([self.weight])}
-
-
-class LabelStore:
-    def prepare(self, version: int, tensors: dict[str, torch.Tensor]) -> SimpleNamespace:
-        return SimpleNamespace(label=WeightsLabel(PolicyVersion(version), f"hash-of-{float(tensors['w']):g}"))
-
-    def announce(self, prepared: SimpleNamespace) -> WeightsLabel:
-        label: WeightsLabel = prepared.label
-        return label
-
-
-class SayWatch:
-    """Raises what it is told to."""
-
-    def __init__(self) -> None:
-        self.active: list[Alarm] = []
-        self.next: list[Alarm] = []
-        self.rolled_back_to: list[int] = []
-
-    def observe(self, figures: dict[str, Any], groups: object) -> list[Alarm]:
-        raised, self.next = self.next, []
-        return raised
-
-    def warm_up(self, events: object) -> list[Alarm]:
-        return []
-
-    def roll_back(self, to_step: int) -> None:
-        self.rolled_back_to.append(to_step)
-
-
-class LabelBook:
-    def __init__(self) -> None:
-        self.known: dict[int, WeightsLabel] = {}
-        self.current: tuple[WeightsLabel, int] | None = None
-
-    def know_label(self, label: WeightsLabel) -> None:
-        self.known[label.policy_version] = label
-
-    def begin_step(self, current: WeightsLabel, step: int) -> None:
-        self.current = (current, step)
-
-    def know_only(self, labels: list[WeightsLabel]) -> None:
-        self.known = {label.policy_version: label for label in labels}
-
-
-class Bench:
-    """A run of which only the keeping is real."""
-
-    def __init__(self, folder: Path, **sections: dict[str, Any]) -> None:
-        self.recipe = Recipe.model_validate(
-            {"evaluation": {"every": 2}, **sections, "run": {**EVERY_STEP, **sections.get("run", {})}}
-        )
-        self.directory = RunDirectory(folder / "run", resume=False)
-        self.events = EventLog(self.directory.file("events.jsonl"))
-        self.samples = SampleLog(self.directory.file("samples.jsonl"))
-        self.wal = WriteAheadLog(self.directory.log_file)
-        self.drain = DrainSignal()
-        self.learner, self.collector, self.watch = CountingLearner(), LabelBook(), SayWatch()
-        self.status = Status()
-        self.parts: Any = SimpleNamespace(
-            recipe=self.recipe,
-            directory=self.directory,
-            wal=self.wal,
-            collector=self.collector,
-            learner=self.learner,
-            store=LabelStore(),
-            events=self.events,
-            recorder=Recorder(self.events, self.samples, self.status, self.recipe),
-            status=self.status,
-            drain=self.drain,
-            eval_prompts=["one"],
-        )
-        self.history = fold(self.wal.records())
-        self.standing = Standing(0, WeightsLabel(PolicyVersion(0), "hash-of-0"), PolicyVersion(0))
-        parts: Any = self.parts
-        self.keeper = CheckpointKeeper(parts, self.standing, self.history)
-        self.desk = AlarmDesk(self.parts, self.standing, self.keeper, self.history, self.watch)  # type: ignore[arg-type]
-
-    def train(self, until: int, *, checkpoints: bool = True) -> None:
-        while self.standing.step < until:
-            self.learner.weight += 1
-            label = LabelStore().prepare(self.standing.next_version(), self.learner.published()).label
-            self.standing.step += 1
-            self.standing.label = label
-            self.collector.know_label(label)
-            commit_version(self.wal, self.standing.step, label)
-            self.history.committed(self.standing.step, label)
-            if checkpoints:
-                self.keeper.write()
-
-    def evaluate(self, value: float | None, name: str = "", **figures: float | None) -> None:
-        """As if the weights last published had been evaluated."""
-        name = name or step_name(self.standing.step)
-        of_mode: dict[str, Any] = {"within_5": value, "rewards": {}, **figures}
-        result = {
-            "name": name,
-            "step": self.standing.step,
-            "weights_sha256": self.standing.label.weights_sha256,
-            "greedy": of_mode,
-            "sampled": of_mode,
-            "rows": [],
-        }
-        self.directory.write_json(f"evaluation-{name}.json", result)
-        self.keeper.choose_best()
-
-    def best(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.directory.read_json("best.json")
-        return found
-
-    def alarm(self) -> None:
-        self.watch.next = [SPIKE]
-        self.desk.after_step({"step": self.standing.step}, [])
-
-    def kinds(self, kind: str) -> list[dict[str, Any]]:
-        return [event for event in read_events(self.events.path) if event["kind"] == kind]
-
-    def close(self) -> None:
-        for thing in (self.events, self.samples, self.wal):
-            thing.close()
-        self.directory.release()
-
-
-@pytest.fixture
-def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
-    made = Bench(tmp_path, **getattr(request, "param", {}))
-    yield made
-    made.close()
+_spec = importlib.util.spec_from_file_location("keeping_bench", Path(__file__).with_name("keeping_bench.py"))
+assert _spec is not None
+assert _spec.loader is not None
+_bench = importlib.util.module_from_spec(_spec)
+sys.modules["keeping_bench"] = _bench
+_spec.loader.exec_module(_bench)
+Bench = _bench.Bench
+EVERY_STEP = _bench.EVERY_STEP
+bench = _bench.bench
 
 
 def steps_of(bench: Bench) -> list[int]:
@@ -426,78 +275,3 @@ def test_after_the_last_step_an_alarm_is_only_told(bench: Bench) -> None:
     bench.train(4)
     bench.alarm()
     assert (bench.learner.weight, bench.drain.is_set(), len(bench.kinds("alarm"))) == (4, False, 1)
-
-
-def test_the_real_watch_comes_back_to_the_same_state_from_the_event_log(tmp_path: Path) -> None:
-    recipe = Recipe.model_validate({"alarms": {"window_steps": 2}})
-    good = {"truncated": 0.0, "mean_abs_length_error": 1.0, "entropy": 1.0}
-    bad = {**good, "truncated": 1.0}
-    events = [{"kind": "step_finished", "step": step, **(good if step < 4 else bad)} for step in range(1, 7)]
-    watch = AlarmWatch(recipe)
-    live = [alarm for event in events for alarm in watch.observe(event, [])]
-    assert [alarm.name for alarm in live] == ["length_at_limit"]
-    told = {"kind": "alarm", **asdict(live[0]), "message": f"{live[0].message} It says: 'the the the'."}
-    assert AlarmWatch(recipe).warm_up(events) == live
-    assert AlarmWatch(recipe).warm_up([*events, told]) == []
-
-
-def test_a_resume_with_other_limits_does_not_judge_what_was_trained_before(bench: Bench) -> None:
-    bench.train(9, checkpoints=False)
-    good = {"truncated": 0.0, "mean_abs_length_error": 1.0, "entropy": 0.5}
-    for step in range(1, 10):
-        bench.events.write("step_finished", step=step, **good)
-
-    def resume(**limits: float) -> list[tuple[str, int]]:
-        watch = AlarmWatch(Recipe.model_validate({"alarms": {"window_steps": 2, **limits}}))
-        AlarmDesk(bench.parts, bench.standing, bench.keeper, bench.history, watch).resume()
-        return [(event["name"], event["step"]) for event in bench.kinds("alarm")]
-
-    assert resume() == []
-    assert resume(entropy_floor=5.0) == []
-    bench.train(10, checkpoints=False)
-    bench.events.write("step_finished", step=10, **{**good, "truncated": 0.9})
-    bench.train(11, checkpoints=False)
-    bench.events.write("step_finished", step=11, **{**good, "truncated": 1.0})
-    assert resume() == [("length_at_limit", 11)], "of the step at which the run stands, it was not said yet"
-    assert resume() == [("length_at_limit", 11)]
-
-
-def test_events_that_the_log_proves_are_written_again_once(bench: Bench) -> None:
-    for number in range(3):
-        issued = log_pb2.GroupIssued(group_id=f"g{number}", issue_number=number, prompt_id="p")
-        bench.wal.append(log_pb2.LogRecord(group_issued=issued), sync=False)
-    dropped = log_pb2.GroupDropped(group_id="g1", outcome=log_pb2.GROUP_OUTCOME_STALE, reason="old")
-    bench.wal.append(log_pb2.LogRecord(group_dropped=dropped), sync=True)
-    bench.train(1, checkpoints=False)
-    bench.events.write("group_issued", group_id="g0", issue_number=0, prompt_id="p")
-    assert repair_events(bench.wal.records(), bench.events) == 4
-    assert repair_events(bench.wal.records(), bench.events) == 0
-    assert [event["group_id"] for event in bench.kinds("group_issued")] == ["g0", "g1", "g2"]
-    (stale,) = bench.kinds("group_stale")
-    assert (stale["group_id"], stale["issue_number"], stale["reason"], stale["repaired"]) == ("g1", 1, "old", True)
-    assert bench.kinds("version_published")[0]["weights_sha256"] == "hash-of-1"
-
-
-def test_a_stage_is_told_once_where_it_begins(bench: Bench) -> None:
-    stages = [
-        {"name": "length", "steps": 2, "rewards": {"length": {"weight": 1.0, "final_weight": 0.5}}},
-        {"name": "rest", "steps": 1, "rewards": {"length": {}}},
-    ]
-    recipe = Recipe.model_validate({"run": {"steps": 3}, "stages": stages})
-    for step in (1, 2, 2, 3):
-        Recorder(bench.events, bench.samples, bench.status, recipe).stage(step)
-    began = bench.kinds("stage_began")
-    assert [(event["step"], event["name"]) for event in began] == [(1, "length"), (3, "rest")]
-    assert began[0]["weights"] == {"length": 1.0}
-    assert bench.status.snapshot()["stage"] == "rest"
-
-
-def test_the_status_shows_the_alarms_that_are_on(bench: Bench) -> None:
-    bench.train(3)
-    bench.watch.active = [SPIKE]
-    bench.alarm()
-    assert [alarm["name"] for alarm in bench.status.snapshot()["alarms"]] == ["gradient_jump"]
-    assert bench.status.snapshot()["alarms"][0]["setting"] == "learner.learning_rate"
-    bench.watch.active = []
-    bench.desk.after_step({"step": 3}, [])
-    assert bench.status.snapshot()["alarms"] == []
