@@ -2,7 +2,7 @@
 
 usage: python bench/defects.py [--seeds 3] [--steps 60] [--out FILE]
 
-Each row is a whole run of `tersely up` (trainer, worker, scorer, Valkey) with one defect brought in by `learner.ablate`:
+Each row is a whole run of `tersely up` (trainer, worker, scorer, Valkey) with a defect brought in by `learner.ablate`:
 
 * bf16_masters: weights and updates in bf16. At a small learning rate most updates are lost in rounding.
 * no_stop_token: the sampled stop token is left out of the loss, in a task that is about where to stop.
@@ -90,9 +90,7 @@ def main() -> None:
             table[name] = {"setting": setting, "figures": figures, "runs": runs}
     if args.out:
         args.out.write_text(json.dumps({"steps": args.steps, "seeds": args.seeds, "rows": table}, indent=1) + "\n")
-    print(
-        "| run | setting | train error (last 5 steps) | within 5 | held-out error before -> after | stopped | weights moved | staleness |"
-    )
+    print("| run | setting | error, last 5 steps | within 5 | held-out error | stopped | weights moved | staleness |")
     print("|---|---|---|---|---|---|---|---|")
     for name, row in table.items():
         f = row["figures"]
