@@ -10,7 +10,7 @@ Each row is a whole run of `tersely up` (trainer, worker, scorer, Valkey) with a
   the tokens were sampled, with groups up to 4 versions old.
 
 Figures: |tokens - target| and share within +-5 over the sampled completions of the last five steps, and of the held-out
-prompts (sampled) before and after; share of published weights that differ from the start. Mean over seeds, range behind it.
+prompts (sampled) before and after; share of published weights that differ from the start. Mean over seeds and range.
 """
 
 from __future__ import annotations
