@@ -6,8 +6,8 @@ Each row is a whole run of `tersely up` (trainer, worker, scorer, Valkey) with a
 
 * bf16_masters: weights and updates in bf16. At a small learning rate most updates are lost in rounding.
 * no_stop_token: the sampled stop token is left out of the loss, in a task that is about where to stop.
-* recomputed_logprobs: the ratio is to the learner's own logprobs at the start of the batch, not to those recorded when the
-  tokens were sampled, with groups up to 4 versions old.
+* recomputed_logprobs: the ratio is to the learner's own logprobs at the start of the batch, not to those recorded when
+  the tokens were sampled, with groups up to 4 versions old.
 
 Figures: |tokens - target| and share within +-5 over the sampled completions of the last five steps, and of the held-out
 prompts (sampled) before and after; share of published weights that differ from the start. Mean over seeds and range.
