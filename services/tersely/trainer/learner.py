@@ -15,6 +15,7 @@ from tersely.config.learner import LearnerSection
 from tersely.errors import ModelInvalid
 from tersely.grpo import LossInputs, policy_loss
 from tersely.grpo.group_advantages import batch_advantages
+from tersely.models.allocator import keep_freed_memory
 from tersely.models.device import choose_device, set_threads
 from tersely.models.linear import use_fast_linears
 from tersely.models.load import load_policy
@@ -75,6 +76,8 @@ class Learner:
         self._ablations = Ablations(learner.ablate, stop_token_ids)
         self.threads = set_threads(learner.threads)
         self._device = choose_device(learner.device, "learner.device")
+        if self._device.type == "cpu":
+            keep_freed_memory()
         self._model = load_policy(model_folder)
         make_masters: Callable[..., AdamMasters] = MasterWeights
         if learner.lora is not None:
