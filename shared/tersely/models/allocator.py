@@ -29,4 +29,4 @@ def keep_freed_memory() -> bool:
     done = mallopt(_MMAP_MAX, 0) == 1 and mallopt(_TRIM_THRESHOLD, _INT_MAX) == 1
     if not done:
         log.debug("glibc refused a setting of its allocator")
-    return done
+    return bool(done)
