@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from sacrebleu import sentence_bleu, sentence_chrf
 
+from tersely.errors import ConfigValue
 from tersely.scorer.rewards.base import RewardInput
 from tersely.scorer.rewards.bleu import BleuReward, ChrfReward
 
@@ -33,3 +34,13 @@ def test_a_short_summary_without_a_common_four_gram_is_not_zero() -> None:
 @pytest.mark.parametrize("reward", [BleuReward(), ChrfReward()])
 def test_without_a_reference_there_is_no_value(reward: BleuReward | ChrfReward) -> None:
     assert reward.score([RewardInput("text", reference=" \n"), RewardInput("a b", reference="a b")])[0] is None
+
+
+def test_chrf_against_the_document_compares_with_the_source_and_needs_one() -> None:
+    reward = ChrfReward(against="document")
+    item = RewardInput("the cat sat", reference="something else", document="the cat sat on the mat")
+    expected = sentence_chrf("the cat sat", ["the cat sat on the mat"]).score / 100
+    assert reward.score([item, RewardInput("a", reference="a")]) == [pytest.approx(expected, abs=1e-12), None]
+    assert reward.absent_reason == "no source text"
+    with pytest.raises(ConfigValue, match="rewards.chrf.against"):
+        ChrfReward(against="summary")

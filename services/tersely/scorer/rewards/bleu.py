@@ -13,44 +13,49 @@ from typing import ClassVar
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from tersely.scorer.rewards.base import RewardInput
+from tersely.scorer.rewards.base import RewardInput, checked_choice
 
 
-class BleuReward:
+class _SacrebleuReward:
+    """A sacrebleu sentence score against one text of the item, as a share."""
+
+    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    higher_is_better: ClassVar[bool] = True
+
+    def __init__(self, metric: BLEU | CHRF, against: str = "reference") -> None:
+        self._metric = metric
+        self._against_document = against == "document"
+        self.absent_reason = "no source text" if self._against_document else "no reference summary"
+
+    def score(self, batch: Sequence[RewardInput]) -> list[float | None]:
+        """Values in [0, 1]; None when the text to compare with is empty or blank."""
+        others = [item.document if self._against_document else item.reference for item in batch]
+        return [
+            self._metric.sentence_score(item.text, [other]).score / 100 if other.strip() else None
+            for item, other in zip(batch, others, strict=True)
+        ]
+
+
+class BleuReward(_SacrebleuReward):
     """Smoothed sentence BLEU: `sacrebleu.BLEU(smooth_method="exp", effective_order=True)` / 100."""
 
     name: ClassVar[str] = "bleu"
-    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    higher_is_better: ClassVar[bool] = True
     gamed_by: ClassVar[str] = "short runs of words copied in the reference's wording; brevity costs, length does not"
-    absent_reason: ClassVar[str] = "no reference summary"
 
     def __init__(self) -> None:
-        self._bleu = BLEU(smooth_method="exp", effective_order=True)
-
-    def score(self, batch: Sequence[RewardInput]) -> list[float | None]:
-        """Values in [0, 1]; None when the reference is empty or blank."""
-        return [
-            self._bleu.sentence_score(item.text, [item.reference]).score / 100 if item.reference.strip() else None
-            for item in batch
-        ]
+        super().__init__(BLEU(smooth_method="exp", effective_order=True))
 
 
-class ChrfReward:
-    """chrF2: F-score of character n-grams up to 6, recall counting twice; `sacrebleu.CHRF()` / 100."""
+class ChrfReward(_SacrebleuReward):
+    """chrF2: F-score of character n-grams up to 6, recall counting twice; `sacrebleu.CHRF()` / 100.
+
+    Args:
+        against: `reference`, or `document`: how much of the source's own wording is kept, an anchor against general
+            sentences that would fit any document. It pays for copying, so weigh it below the rest.
+    """
 
     name: ClassVar[str] = "chrf"
-    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    higher_is_better: ClassVar[bool] = True
-    gamed_by: ClassVar[str] = "length (recall counts more than precision) and word stems in any order"
-    absent_reason: ClassVar[str] = "no reference summary"
+    gamed_by: ClassVar[str] = "length (recall counts more than precision), word stems in any order; copying the source"
 
-    def __init__(self) -> None:
-        self._chrf = CHRF()
-
-    def score(self, batch: Sequence[RewardInput]) -> list[float | None]:
-        """Values in [0, 1]; None when the reference is empty or blank."""
-        return [
-            self._chrf.sentence_score(item.text, [item.reference]).score / 100 if item.reference.strip() else None
-            for item in batch
-        ]
+    def __init__(self, *, against: str = "reference") -> None:
+        super().__init__(CHRF(), checked_choice(self.name, "against", against, ("reference", "document")))
