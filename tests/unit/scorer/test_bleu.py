@@ -42,5 +42,5 @@ def test_chrf_against_the_document_compares_with_the_source_and_needs_one() -> N
     expected = sentence_chrf("the cat sat", ["the cat sat on the mat"]).score / 100
     assert reward.score([item, RewardInput("a", reference="a")]) == [pytest.approx(expected, abs=1e-12), None]
     assert reward.absent_reason == "no source text"
-    with pytest.raises(ConfigValue, match="rewards.chrf.against"):
+    with pytest.raises(ConfigValue, match=r"rewards\.chrf\.against"):
         ChrfReward(against="summary")
