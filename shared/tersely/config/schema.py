@@ -166,10 +166,20 @@ class RolloutSection(Section):
     """The workers that sample."""
 
     workers: int = Field(1, ge=0, le=64, description="Rollout processes that `tersely up` starts.")
-    engine: str = Field("torch", description="Engine of the workers, by its entry point: `torch`, `stub`, or a plugin.")
+    engine: str = Field("torch", description="Engine of the workers: `torch`, `mlx`, `vllm`, `stub`, or a plugin.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the torch engine runs.")
     threads: int | None = Field(None, ge=1, description="CPU threads per worker; none: all cores.")
     batch_sequences: int = Field(16, ge=1, description="Sequences decoded together where order need not be bit-exact.")
+    batch_tokens: int | None = Field(
+        None, ge=64, description="Prompt and completion tokens a worker holds at a time; none: what fits in its memory."
+    )
+    swap: Literal["drain", "inflight"] = Field(
+        "drain",
+        description="Whether running groups are finished by the version that began them, or go on.",
+    )
+    lookup_tokens: int = Field(
+        0, ge=0, le=16, description="Tokens drafted per step from the prompt's own text; changes no token, only speed."
+    )
 
 
 class ScorerSection(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,15 @@ class EngineSettings:
         device: `auto`, `cpu`, `cuda` or `mps`.
         threads: CPU threads; none: all cores.
         batch_sequences: Most sequences decoded together where bit-exactness is not asked for.
+        batch_tokens: Most tokens (prompts once, and each sequence's limit) held at a time; none: what fits in memory.
+        lookup_tokens: Most tokens drafted per step by prompt look-up, where the engine can; 0: none.
     """
 
     device: str = "auto"
     threads: int | None = None
     batch_sequences: int = 16
+    batch_tokens: int | None = None
+    lookup_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,9 @@ class Capabilities:
         threads: CPU threads it uses.
         bit_exact: Groups with required weights come out the same, bit for bit, in any process with as many threads.
         batch_sequences: Most sequences it decodes together.
+        dtype: Arithmetic of the forward pass: `float32`, `bfloat16`, `float16` or `float64`; `none` without a model.
+        in_flight: Whether `swap` may come while groups are running.
+        logprob_tolerance: Most difference, nats, between `score` and the learner's fp32 logprobs of the same weights.
     """
 
     name: str
@@ -46,6 +54,9 @@ class Capabilities:
     threads: int
     bit_exact: bool
     batch_sequences: int
+    dtype: str = "float32"
+    in_flight: bool = False
+    logprob_tolerance: float = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,45 +74,63 @@ class GeneratedGroup:
 
 
 class Engine(Protocol):
-    """Samples completions under exactly one set of weights at a time."""
+    """Samples completions under one set of weights at a time, step by step; one thread calls it."""
 
     @property
     def label(self) -> WeightsLabel | None:
         """Label of the weights held; none before `load`."""
 
+    @property
+    def running(self) -> int:
+        """Groups admitted and not yet finished or cancelled."""
+
     def load(self, model_folder: Path, label: WeightsLabel, weights: Mapping[str, Tensor]) -> None:
         """Builds the model from the folder's config and fills it; raises EngineFailed if they do not fit."""
 
     def swap(self, label: WeightsLabel, weights: Mapping[str, Tensor]) -> None:
-        """Puts all tensors in place, or raises EngineFailed and keeps the old weights whole. Tied tensors come once."""
+        """Puts all tensors in place, or raises EngineFailed and keeps the old ones whole. Tied tensors come once.
 
-    def generate(
-        self, groups: Sequence[group_pb2.PromptGroup], cancelled: Callable[[], bool]
-    ) -> Iterator[GeneratedGroup]:
-        """Yields each group when its last completion ends; stops early, between two tokens, once `cancelled()`."""
+        With groups running (`capabilities().in_flight` only) their caches are made again under the new weights and the
+        tokens from here on get a version span of their own.
+        """
+
+    def has_room(self, group: group_pb2.PromptGroup) -> bool:
+        """Whether `admit` may be called for it now; always true when nothing runs."""
+
+    def admit(self, group: group_pb2.PromptGroup) -> None:
+        """Takes a group in and prefills its prompt once; raises EngineFailed and forgets the group if it can't."""
+
+    def step(self) -> list[GeneratedGroup]:
+        """At least one token for every running sequence; the groups whose last one ended, in the order they ended."""
+
+    def cancel(self, group_id: str) -> None:
+        """Forgets a running group at once; an unknown one is left alone."""
+
+    def score(self, token_ids: Sequence[int]) -> list[float]:
+        """Log-probability (temperature 1) of each id from the second on, given those before it; nothing may run."""
 
     def capabilities(self) -> Capabilities:
         """What this engine can do."""
 
 
+def generate(
+    engine: Engine, groups: Sequence[group_pb2.PromptGroup], cancelled: Callable[[], bool] = lambda: False
+) -> Iterator[GeneratedGroup]:
+    """Runs groups through an engine on which nothing runs; yields each when it ends.
+
+    Once `cancelled()` it stops between two steps; whatever ends it, nothing runs afterwards.
+    """
+    waiting = deque(groups)
+    try:
+        while (waiting or engine.running) and not cancelled():
+            while waiting and engine.has_room(waiting[0]):
+                engine.admit(waiting.popleft())
+            yield from engine.step()
+    finally:
+        for group in groups:
+            engine.cancel(group.group_id)
+
+
 def is_bit_exact(group: group_pb2.PromptGroup) -> bool:
     """Whether a group must be decoded as a batch of its own: a training group of a synchronous run."""
     return group.HasField("required_weights") and group.purpose == common_pb2.GROUP_PURPOSE_TRAINING
-
-
-def plan_batches(
-    groups: Sequence[group_pb2.PromptGroup], batch_sequences: int
-) -> Iterator[list[group_pb2.PromptGroup]]:
-    """Splits groups, in order, into batches of at most `batch_sequences` rows; bit-exact and large ones stay alone."""
-    batch: list[group_pb2.PromptGroup] = []
-    for group in groups:
-        rows = sum(member.group_size for member in batch)
-        if batch and (is_bit_exact(group) or rows + group.group_size > batch_sequences):
-            yield batch
-            batch = []
-        batch.append(group)
-        if is_bit_exact(group):
-            yield batch
-            batch = []
-    if batch:
-        yield batch
