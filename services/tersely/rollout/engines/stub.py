@@ -5,45 +5,107 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tersely.errors import EngineFailed
+import numpy as np
+
+from tersely.errors import ConfigValue, EngineFailed
 from tersely.grpo.seeds import uniform
-from tersely.rollout.engines.base import Capabilities, EngineSettings, GeneratedGroup
+from tersely.rollout.engines.base import Capabilities, EngineSettings, GeneratedGroup, is_bit_exact
 from tersely.types import WeightsLabel
 from tersely.v1 import common_pb2, group_pb2
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+STEP_SECONDS_ENV = "TERSELY_STUB_STEP_SECONDS"
+"""Environment variable: seconds that each step sleeps, as if it computed; 0 where it is not set."""
+STEP_TOKENS_ENV = "TERSELY_STUB_STEP_TOKENS"
+"""Environment variable: tokens of each sequence per step; 4 where it is not set."""
+
 _LENGTH_POSITION = 2**32 - 1
 """Position in the seed space that no token can have: it decides the length."""
+
+
+@dataclass(slots=True)
+class _Row:
+    """A running sequence: its whole course is known when it begins, and is shown step by step.
+
+    Attributes:
+        sample_index: Place in its group.
+        stops: Whether it ends with a stop token.
+        planned: Ids that it has and, as long as the weights stay, will have.
+        done: How many of them are sampled.
+        spans: (label, first token) of each stretch under one label.
+    """
+
+    sample_index: int
+    stops: bool
+    planned: list[int]
+    done: int = 0
+    spans: list[tuple[WeightsLabel, int]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Running:
+    group: group_pb2.PromptGroup
+    rows: list[_Row]
+    began: float
 
 
 class StubEngine:
     """Draws ids evenly from the vocabulary and lengths evenly around the target; weights need only keep their shapes.
 
+    How fast it pretends to be is for whoever starts the process to say, not for recipes: `TERSELY_STUB_STEP_SECONDS`
+    and `TERSELY_STUB_STEP_TOKENS` in the environment. As there is no model, `score` agrees with no learner.
+
     Args:
-        settings: Only batch_sequences is reported back.
+        settings: batch_sequences and batch_tokens bound what it takes in.
+        step_seconds: Seconds that each step sleeps; none: from the environment.
+        step_tokens: Tokens of each sequence per step; none: from the environment.
+
+    Raises:
+        ConfigValue: The environment holds no number there.
     """
 
-    def __init__(self, settings: EngineSettings) -> None:
+    def __init__(
+        self, settings: EngineSettings, step_seconds: float | None = None, step_tokens: int | None = None
+    ) -> None:
         self._settings = settings
+        self._step_seconds = _from_environment(STEP_SECONDS_ENV, 0.0) if step_seconds is None else step_seconds
+        self._step_tokens = max(1, int(_from_environment(STEP_TOKENS_ENV, 4) if step_tokens is None else step_tokens))
         self._vocabulary = 0
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._label: WeightsLabel | None = None
+        self._running: dict[str, _Running] = {}
 
     @property
     def label(self) -> WeightsLabel | None:
         """Label of the weights held; none before `load`."""
         return self._label
 
+    @property
+    def running(self) -> int:
+        """Groups admitted and not yet finished or cancelled."""
+        return len(self._running)
+
     def capabilities(self) -> Capabilities:
-        """What this engine can do."""
-        return Capabilities("stub", "none", 1, bit_exact=True, batch_sequences=self._settings.batch_sequences)
+        """What this engine can do; its tolerance is infinite, because it has no model to agree with."""
+        return Capabilities(
+            "stub",
+            "none",
+            1,
+            bit_exact=True,
+            batch_sequences=self._settings.batch_sequences,
+            dtype="none",
+            in_flight=True,
+            logprob_tolerance=math.inf,
+        )
 
     def load(self, model_folder: Path, label: WeightsLabel, weights: Mapping[str, Tensor]) -> None:
         """Reads the vocabulary size from config.json and remembers the tensors' shapes.
@@ -60,53 +122,126 @@ class StubEngine:
         self._vocabulary, self._shapes, self._label = vocabulary, _shapes(weights), label
 
     def swap(self, label: WeightsLabel, weights: Mapping[str, Tensor]) -> None:
-        """Takes the label; raises EngineFailed if nothing is loaded or names or shapes differ from before."""
+        """Takes the label; what runs goes on under it with other ids, its length stays.
+
+        Raises:
+            EngineFailed: Nothing is loaded, or names or shapes differ from before.
+        """
         if self._label is None:
             raise EngineFailed("No model is loaded whose weights could be swapped.", "Load one first.")
         if _shapes(weights) != self._shapes:
             raise EngineFailed("The weights have other names or shapes than before.", "Give all workers one model.")
         self._label = label
+        for running in self._running.values():
+            for row in running.rows:
+                if row.done < len(row.planned):
+                    row.planned[row.done :] = self._ids(running.group, row, label)[row.done :]
+                    _begin_span(row, label)
 
-    def generate(
-        self, groups: Sequence[group_pb2.PromptGroup], cancelled: Callable[[], bool]
-    ) -> Iterator[GeneratedGroup]:
-        """Yields the groups in order; stops between two samples once `cancelled()`."""
+    def has_room(self, group: group_pb2.PromptGroup) -> bool:
+        """Whether a group may be admitted now."""
+        if not self._running:
+            return True
+        others = [running.group for running in self._running.values()]
+        if is_bit_exact(group) or any(is_bit_exact(other) for other in others):
+            return False
+        rows = sum(other.group_size for other in others) + group.group_size
+        tokens = sum(map(_tokens, others)) + _tokens(group)
+        most = self._settings.batch_tokens
+        return rows <= self._settings.batch_sequences and (most is None or tokens <= most)
+
+    def admit(self, group: group_pb2.PromptGroup) -> None:
+        """Takes a group in and plans its completions.
+
+        Raises:
+            EngineFailed: No model is loaded.
+        """
         if self._label is None:
             raise EngineFailed("No model is loaded to generate with.", "Load one first.")
-        for group in groups:
-            started = time.perf_counter()
-            completions = []
-            for sample_index in range(group.group_size):
-                if cancelled():
-                    return
-                completions.append(self._completion(group, sample_index, self._label))
-            yield GeneratedGroup(group, tuple(completions), time.perf_counter() - started)
+        rows = [self._row(group, sample_index, self._label) for sample_index in range(group.group_size)]
+        self._running[group.group_id] = _Running(group, rows, time.perf_counter())
 
-    def _completion(self, group: group_pb2.PromptGroup, sample_index: int, label: WeightsLabel) -> group_pb2.Completion:
-        greedy = sample_index < group.sampling.greedy_samples
-        seed = _mix(str(label), group.prompt_id) if greedy else _mix(str(label), str(group.sampling.seed))
-        index = 0 if greedy else sample_index
-        limit = group.sampling.max_completion_tokens
+    def step(self) -> list[GeneratedGroup]:
+        """Shows the next tokens of every running sequence; the groups that ended, in order of admission."""
+        if self._running and self._step_seconds:
+            time.sleep(self._step_seconds)
+        finished = []
+        for group_id, running in list(self._running.items()):
+            for row in running.rows:
+                row.done = min(row.done + self._step_tokens, len(row.planned))
+            if all(row.done == len(row.planned) for row in running.rows):
+                del self._running[group_id]
+                completions = tuple(self._completion(row) for row in running.rows)
+                finished.append(GeneratedGroup(running.group, completions, time.perf_counter() - running.began))
+        return finished
+
+    def cancel(self, group_id: str) -> None:
+        """Forgets a running group; an unknown one is left alone."""
+        self._running.pop(group_id, None)
+
+    def score(self, token_ids: Sequence[int]) -> list[float]:
+        """Every id is as likely as every other.
+
+        Raises:
+            EngineFailed: No model is loaded.
+        """
+        if self._label is None:
+            raise EngineFailed("No model is loaded to score with.", "Load one first.")
+        return [-math.log(self._vocabulary)] * max(len(token_ids) - 1, 0)
+
+    def _row(self, group: group_pb2.PromptGroup, sample_index: int, label: WeightsLabel) -> _Row:
+        seed, index = _seed(group, sample_index, label)
         wanted = 1 + int(uniform(seed, index, _LENGTH_POSITION) * 2 * max(group.target_tokens, 1))
-        stops = bool(group.stop_token_ids) and wanted <= limit
-        length = min(wanted, limit)
-        ids = [self._token(seed, index, place, group) for place in range(length - 1 if stops else length)]
-        if stops:
-            ids.append(group.stop_token_ids[0])
-        reason = common_pb2.FINISH_REASON_STOP if stops else common_pb2.FINISH_REASON_LENGTH
+        limit = group.sampling.max_completion_tokens
+        row = _Row(sample_index, bool(group.stop_token_ids) and wanted <= limit, [0] * min(wanted, limit))
+        row.planned = self._ids(group, row, label)
+        _begin_span(row, label)
+        return row
+
+    def _ids(self, group: group_pb2.PromptGroup, row: _Row, label: WeightsLabel) -> list[int]:
+        """All ids of a row under one label: a long hash read in pieces of 32 bits; a stop token only at its end."""
+        seed, index = _seed(group, row.sample_index, label)
+        length = len(row.planned)
+        block = hashlib.shake_128(f"{seed}|{index}".encode()).digest(4 * length)
+        ids = (np.frombuffer(block, "<u4").astype(np.uint64) * self._vocabulary) >> 32
+        stops = np.array(group.stop_token_ids, np.uint64)
+        for _ in range(len(stops)):
+            ids[np.isin(ids, stops)] += 1
+            ids %= self._vocabulary
+        planned: list[int] = ids.tolist()
+        if row.stops:
+            planned[-1] = group.stop_token_ids[0]
+        return planned
+
+    def _completion(self, row: _Row) -> group_pb2.Completion:
+        ends = [first for _, first in row.spans[1:]] + [len(row.planned)]
         return group_pb2.Completion(
-            sample_index=sample_index,
-            token_ids=ids,
-            behaviour_logprobs=[-math.log(self._vocabulary)] * length,
-            finish_reason=reason,
-            version_spans=[group_pb2.VersionSpan(weights=label.to_proto(), first_token=0, token_count=length)],
+            sample_index=row.sample_index,
+            token_ids=row.planned,
+            behaviour_logprobs=[-math.log(self._vocabulary)] * len(row.planned),
+            finish_reason=common_pb2.FINISH_REASON_STOP if row.stops else common_pb2.FINISH_REASON_LENGTH,
+            version_spans=[
+                group_pb2.VersionSpan(weights=label.to_proto(), first_token=first, token_count=end - first)
+                for (label, first), end in zip(row.spans, ends, strict=True)
+            ],
         )
 
-    def _token(self, seed: int, index: int, place: int, group: group_pb2.PromptGroup) -> int:
-        token = int(uniform(seed, index, place) * self._vocabulary)
-        while token in group.stop_token_ids:
-            token = (token + 1) % self._vocabulary
-        return token
+
+def _begin_span(row: _Row, label: WeightsLabel) -> None:
+    """The tokens from here on are under this label; a span without any token never was."""
+    if row.spans and row.spans[-1][1] == row.done:
+        row.spans.pop()
+    row.spans.append((label, row.done))
+
+
+def _seed(group: group_pb2.PromptGroup, sample_index: int, label: WeightsLabel) -> tuple[int, int]:
+    if sample_index < group.sampling.greedy_samples:
+        return _mix(str(label), group.prompt_id), 0
+    return _mix(str(label), str(group.sampling.seed)), sample_index
+
+
+def _tokens(group: group_pb2.PromptGroup) -> int:
+    return len(group.prompt_token_ids) + group.group_size * int(group.sampling.max_completion_tokens)
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -115,3 +250,14 @@ def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def _mix(*parts: str) -> int:
     return int.from_bytes(hashlib.blake2b("|".join(parts).encode(), digest_size=8).digest(), "big")
+
+
+def _from_environment(name: str, default: float) -> float:
+    text = os.environ.get(name, "")
+    try:
+        value = float(text) if text else default
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise ConfigValue(f"{name}={text!r} is no number of at least 0.", "Give a number, or unset it.")
+    return value
