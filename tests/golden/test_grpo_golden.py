@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import random
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
 from tersely.grpo import LossInputs, advantages, policy_loss
+from tersely.testing.modules import load_module
 
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-reference = _load("grpo_reference")
+reference = load_module(Path(__file__).with_name("grpo_reference.py"))
 
 LENGTHS = (7, 3, 1, 5, 6, 2)
 EXACT = {"rtol": 1e-10, "atol": 1e-10}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 from pathlib import Path
 
@@ -12,13 +11,12 @@ import torch
 import tersely.trainer.learner as learner_module
 import tersely.trainer.reference as reference_module
 from tersely.config.learner import LearnerSection
+from tersely.testing.modules import load_module
 from tersely.trainer.groups import TrainingGroup
 from tersely.trainer.learner import Learner
 from tersely.types import GroupId
 
-_spec = importlib.util.spec_from_file_location("trainer_models", Path(__file__).with_name("models.py"))
-_models = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_models)
+_models = load_module(Path(__file__).with_name("models.py"))
 make_model, VOCABULARY = _models.make_model, _models.VOCABULARY
 
 STOP = 2

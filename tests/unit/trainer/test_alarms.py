@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import random
@@ -14,12 +13,11 @@ from typing import Any
 import pytest
 
 from tersely.config import Recipe
+from tersely.testing.modules import load_module
 from tersely.trainer.alarms import ALARMS, AlarmWatch
 from tersely.trainer.samples import batch_figures, reward_columns
 
-_spec = importlib.util.spec_from_file_location("alarm_traces", Path(__file__).with_name("traces.py"))
-_traces = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_traces)
+_traces = load_module(Path(__file__).with_name("traces.py"))
 trace, raised, two_rewards, group_of_lengths = (
     _traces.trace,
     _traces.raised,

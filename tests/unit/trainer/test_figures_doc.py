@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from dataclasses import fields
@@ -15,6 +14,7 @@ from tersely.config import Recipe
 from tersely.config.schema import AlarmsSection
 from tersely.telemetry.events import EventLog, read_events
 from tersely.telemetry.samples import SampleLog
+from tersely.testing.modules import load_module
 from tersely.trainer.alarms import ALARMS
 from tersely.trainer.health import StepHealth
 from tersely.trainer.recorder import Recorder
@@ -22,9 +22,7 @@ from tersely.trainer.status import Status
 from tersely.types import GroupId, PolicyVersion, WeightsLabel
 from tersely.v1 import common_pb2
 
-_spec = importlib.util.spec_from_file_location("alarm_traces", Path(__file__).with_name("traces.py"))
-_traces = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_traces)
+_traces = load_module(Path(__file__).with_name("traces.py"))
 
 DOC = Path(__file__).resolve().parents[3] / "docs" / "reading-the-figures.md"
 STAGED = Recipe.model_validate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,15 +11,14 @@ import pytest
 import tersely.trainer.replay as replay
 from tersely.config import Recipe
 from tersely.config.learner import LearnerSection
+from tersely.testing.modules import load_module
 from tersely.trainer.environment import FITTED, environment_facts, fitted
 from tersely.trainer.history import fold
 from tersely.trainer.run_directory import _FREE_LEARNER_KEYS
 from tersely.types import PolicyVersion, WeightsLabel
 from tersely.v1 import group_pb2, log_pb2
 
-_spec = importlib.util.spec_from_file_location("trainer_learners", Path(__file__).with_name("learners.py"))
-_learners = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_learners)
+_learners = load_module(Path(__file__).with_name("learners.py"))
 make_learner, make_group, same = _learners.make_learner, _learners.make_group, _learners.same
 
 OTHER: dict[str, Any] = {

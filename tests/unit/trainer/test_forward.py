@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from tersely.grpo import LossInputs, policy_loss
+from tersely.testing.modules import load_module
 from tersely.trainer.forward import (
     Forward,
     ForwardSettings,
@@ -17,9 +17,7 @@ from tersely.trainer.forward import (
 )
 from tersely.trainer.head import sampled_logprobs
 
-_spec = importlib.util.spec_from_file_location("trainer_models", Path(__file__).with_name("models.py"))
-_models = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_models)
+_models = load_module(Path(__file__).with_name("models.py"))
 make_model, VOCABULARY = _models.make_model, _models.VOCABULARY
 
 LENGTHS = (9, 1, 30, 4, 30, 12)
@@ -27,12 +25,7 @@ SETTINGS = ForwardSettings(temperature=0.7, logit_chunk_tokens=16)
 ARCHITECTURES = ["llama", "qwen2"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_ids(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from tersely.config import Recipe
 from tersely.errors import TrainerSuperseded
 from tersely.node.drain import DrainSignal
 from tersely.telemetry.samples import read_samples
+from tersely.testing.modules import load_module
 from tersely.trainer import checkpoint
 from tersely.trainer.alarm_desk import MAX_ROLL_BACKS
 from tersely.trainer.checkpoint import list_checkpoints
@@ -20,12 +19,7 @@ from tersely.trainer.history import fold
 from tersely.trainer.recorder import Recorder
 from tersely.types import PolicyVersion, WeightsLabel
 
-_spec = importlib.util.spec_from_file_location("keeping_bench", Path(__file__).with_name("keeping_bench.py"))
-assert _spec is not None
-assert _spec.loader is not None
-_bench = importlib.util.module_from_spec(_spec)
-sys.modules["keeping_bench"] = _bench
-_spec.loader.exec_module(_bench)
+_bench = load_module(Path(__file__).with_name("keeping_bench.py"))
 Bench = _bench.Bench
 EVERY_STEP = _bench.EVERY_STEP
 bench = _bench.bench

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from tersely.config import Recipe
+from tersely.testing.modules import load_module
 from tersely.trainer.alarm_desk import AlarmDesk
 from tersely.trainer.alarms import AlarmWatch
 from tersely.trainer.event_repair import repair_events
 from tersely.trainer.recorder import Recorder
 from tersely.v1 import log_pb2
 
-_spec = importlib.util.spec_from_file_location("keeping_bench", Path(__file__).with_name("keeping_bench.py"))
-assert _spec is not None
-assert _spec.loader is not None
-_bench = importlib.util.module_from_spec(_spec)
-sys.modules["keeping_bench"] = _bench
-_spec.loader.exec_module(_bench)
+_bench = load_module(Path(__file__).with_name("keeping_bench.py"))
 Bench = _bench.Bench
 SPIKE = _bench.SPIKE
 bench = _bench.bench

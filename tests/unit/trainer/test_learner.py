@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import random
@@ -13,15 +12,14 @@ import torch
 import tersely.trainer.learner as learner_module
 from tersely.config.learner import LearnerSection
 from tersely.errors import CheckpointInvalid, ConfigValue, ModelInvalid
+from tersely.testing.modules import load_module
 from tersely.trainer.groups import BatchCounts, TrainingGroup, group_rows
 from tersely.trainer.learner import Learner
 from tersely.trainer.masters import MasterWeights
 from tersely.trainer.schedule import learning_rate
 from tersely.types import GroupId
 
-_spec = importlib.util.spec_from_file_location("trainer_models", Path(__file__).with_name("models.py"))
-_models = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_models)
+_models = load_module(Path(__file__).with_name("models.py"))
 make_model, VOCABULARY = _models.make_model, _models.VOCABULARY
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,21 +9,15 @@ import torch
 from structlog.testing import capture_logs
 
 from tersely.grpo import LossInputs, policy_loss
+from tersely.testing.modules import load_module
 from tersely.trainer.groups import TrainingGroup
 
-_spec = importlib.util.spec_from_file_location("trainer_learners", Path(__file__).with_name("learners.py"))
-_learners = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_learners)
+_learners = load_module(Path(__file__).with_name("learners.py"))
 make_learner, make_group, make_model = _learners.make_learner, _learners.make_group, _learners.make_model
 masters_of, same, LIMIT, STOP = _learners.masters_of, _learners.same, _learners.LIMIT, _learners.STOP
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def plain_logprobs(model, group: TrainingGroup) -> torch.Tensor:

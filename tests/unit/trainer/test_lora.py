@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 from dataclasses import replace
@@ -14,26 +13,20 @@ from safetensors.torch import save_file
 import tersely.trainer.learner as learner_module
 from tersely.config.learner import LearnerSection, LoraSection
 from tersely.errors import CheckpointInvalid, ModelInvalid
+from tersely.testing.modules import load_module
 from tersely.trainer.forward import ForwardSettings, completion_logprobs_padded
 from tersely.trainer.groups import TrainingGroup
 from tersely.trainer.learner import Learner
 from tersely.trainer.lora import MergedLinear, add_adapters
 from tersely.types import GroupId
 
-_spec = importlib.util.spec_from_file_location("trainer_models", Path(__file__).with_name("models.py"))
-_models = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_models)
+_models = load_module(Path(__file__).with_name("models.py"))
 make_model, VOCABULARY = _models.make_model, _models.VOCABULARY
 
 LORA = LoraSection(rank=4, alpha=8)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 from collections import defaultdict
 from pathlib import Path
 
@@ -11,14 +10,13 @@ from hypothesis import strategies as st
 
 from tersely.config.learner import LoraSection
 from tersely.grpo import LossInputs, policy_loss
+from tersely.testing.modules import load_module
 from tersely.trainer.forward import ForwardSettings, completion_logprobs_padded, completion_logprobs_shared
 from tersely.trainer.groups import GroupRows
 from tersely.trainer.lora import add_adapters
 from tersely.trainer.micro_batches import backward_in_parts, group_parts, peak_positions
 
-_spec = importlib.util.spec_from_file_location("trainer_models", Path(__file__).with_name("models.py"))
-_models = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_models)
+_models = load_module(Path(__file__).with_name("models.py"))
 make_model, VOCABULARY = _models.make_model, _models.VOCABULARY
 
 LENGTHS = [9, 1, 30, 4, 30, 12, 1]
@@ -27,12 +25,7 @@ SETTINGS = ForwardSettings(temperature=0.7, logit_chunk_tokens=16)
 LOSSES = ["dapo", "grpo", "dr_grpo", "gspo", "cispo"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_rows(lengths=LENGTHS, *, fill: int = 0, seed: int = 0) -> GroupRows:

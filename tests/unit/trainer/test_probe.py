@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,11 @@ from transformers import (
 )
 
 from tersely.errors import ModelInvalid
+from tersely.testing.modules import load_module
 from tersely.trainer.forward import completion_logprobs_padded, completion_logprobs_shared
 from tersely.trainer.probe import choose_forward
 
-_spec = importlib.util.spec_from_file_location("trainer_models", Path(__file__).with_name("models.py"))
-_models = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_models)
+_models = load_module(Path(__file__).with_name("models.py"))
 make_model, SIZES = _models.make_model, _models.SIZES
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
@@ -13,15 +12,14 @@ import pytest
 from tersely.config import Recipe
 from tersely.telemetry.events import EventLog, read_events
 from tersely.telemetry.samples import SampleLog, read_samples
+from tersely.testing.modules import load_module
 from tersely.trainer.health import StepHealth
 from tersely.trainer.recorder import Recorder
 from tersely.trainer.status import Status
 from tersely.types import GroupId, PolicyVersion, WeightsLabel
 from tersely.v1 import group_pb2
 
-_spec = importlib.util.spec_from_file_location("alarm_traces", Path(__file__).with_name("traces.py"))
-_traces = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_traces)
+_traces = load_module(Path(__file__).with_name("traces.py"))
 
 V0 = WeightsLabel(PolicyVersion(0), "00")
 
