@@ -32,7 +32,7 @@ from tersely.evaluation.paired import paired_difference
 from tersely.grpo.seeds import group_seed
 from tersely.models.locate import locate_model
 from tersely.models.tokenizer import PolicyTokenizer
-from tersely.rollout.engines.base import EngineSettings
+from tersely.rollout.engines.base import EngineSettings, generate
 from tersely.rollout.engines.torch_engine import TorchEngine
 from tersely.scorer.rewards.base import RewardInput
 from tersely.scorer.rewards.rouge import RougeLReward
@@ -67,7 +67,7 @@ def completions(recipe: Recipe, folder: Path, args: argparse.Namespace) -> list[
         weights.update(load_file(file))
     engine.load(folder, WeightsLabel(PolicyVersion(0), "0" * 64), weights)
     rows = []
-    for done, result in enumerate(engine.generate(groups, lambda: False), 1):
+    for done, result in enumerate(generate(engine, groups), 1):
         prompt = prompts[int(result.prompt.group_id)]
         for index, completion in enumerate(result.completions):
             stopped = completion.finish_reason == common_pb2.FINISH_REASON_STOP

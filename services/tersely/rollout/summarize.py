@@ -16,7 +16,7 @@ from tersely.errors import ConfigValue
 from tersely.grpo.seeds import group_seed
 from tersely.models.load import load_policy
 from tersely.models.tokenizer import PolicyTokenizer
-from tersely.rollout.engines import EngineSettings, open_engine
+from tersely.rollout.engines import EngineSettings, generate, open_engine
 from tersely.types import PolicyVersion, WeightsLabel
 from tersely.v1 import common_pb2, group_pb2
 
@@ -96,7 +96,7 @@ def run_summarize(
         group.sampling.temperature = temperature or 1.0
         group.sampling.seed = group_seed(seed, 0, hashlib.sha256(text.encode()).hexdigest())
         began = time.monotonic()
-        for done in engine.generate([group], lambda: False):
+        for done in generate(engine, [group]):
             for completion in done.completions:
                 stopped = completion.finish_reason == common_pb2.FINISH_REASON_STOP
                 yield Summary(

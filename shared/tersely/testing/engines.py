@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -31,10 +32,23 @@ class Generated(Protocol):
 
 
 class Generates(Protocol):
-    """The part of an engine that `run` calls."""
+    """The part of an engine that `run` calls; `tersely.rollout.engines.Engine` has it."""
 
-    def generate(self, groups: Sequence[group_pb2.PromptGroup], cancelled: Callable[[], bool]) -> Iterable[Generated]:
-        """Yields each group when its last completion ends."""
+    @property
+    def running(self) -> int:
+        """Groups admitted and not yet finished."""
+
+    def has_room(self, group: group_pb2.PromptGroup) -> bool:
+        """Whether `admit` may be called for it now."""
+
+    def admit(self, group: group_pb2.PromptGroup) -> None:
+        """Takes a group in."""
+
+    def step(self) -> Sequence[Generated]:
+        """A token for every running sequence; the groups that ended."""
+
+    def cancel(self, group_id: str) -> None:
+        """Forgets a running group."""
 
 
 def tiny_config(vocab: int = 97, tied: bool = True) -> LlamaConfig:
@@ -102,8 +116,16 @@ def group(
 
 
 def run(engine: Generates, *groups: group_pb2.PromptGroup) -> dict[str, list[tuple[list[int], list[float]]]]:
-    """Generates groups together; per group id, the ids and behaviour logprobs of each completion."""
-    return {
-        done.prompt.group_id: [(list(c.token_ids), list(c.behaviour_logprobs)) for c in done.completions]
-        for done in engine.generate(groups, lambda: False)
-    }
+    """Generates groups, admitted in order as room frees; per group id, the ids and logprobs of each completion."""
+    waiting, finished = deque(groups), {}
+    try:
+        while waiting or engine.running:
+            while waiting and engine.has_room(waiting[0]):
+                engine.admit(waiting.popleft())
+            for done in engine.step():
+                completions = [(list(c.token_ids), list(c.behaviour_logprobs)) for c in done.completions]
+                finished[done.prompt.group_id] = completions
+    finally:
+        for one in groups:
+            engine.cancel(one.group_id)
+    return finished

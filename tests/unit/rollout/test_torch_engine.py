@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from tersely.errors import EngineFailed
 from tersely.grpo.seeds import uniform
-from tersely.rollout.engines.base import EngineSettings
+from tersely.rollout.engines.base import EngineSettings, generate
 from tersely.rollout.engines.torch_engine import TorchEngine
 from tersely.testing.engines import LABEL, group, random_weights, run, tiny_config
 from tersely.types import PolicyVersion, WeightsLabel
@@ -55,7 +55,7 @@ def test_greedy_samples_take_the_likeliest_token_and_the_others_do_not(engine: T
 
 def test_a_completion_ends_with_its_stop_token_or_at_the_limit(engine: TorchEngine) -> None:
     stops = tuple(range(0, 97, 6))
-    (done,) = engine.generate([group(PROMPT, size=16, limit=8, stop=stops)], lambda: False)
+    (done,) = generate(engine, [group(PROMPT, size=16, limit=8, stop=stops)])
     reasons = set()
     for index, completion in enumerate(done.completions):
         ids = list(completion.token_ids)
@@ -145,9 +145,8 @@ def test_groups_decoded_together_in_fp32_differ_only_by_rounding(engine: TorchEn
 def test_groups_come_out_as_they_finish_and_each_once(engine: TorchEngine) -> None:
     names = [
         g.prompt.group_id
-        for g in engine.generate(
-            [group(PROMPT, limit=12, name="slow", stop=()), group(PROMPT, limit=2, name="quick", stop=())],
-            lambda: False,
+        for g in generate(
+            engine, [group(PROMPT, limit=12, name="slow", stop=()), group(PROMPT, limit=2, name="quick", stop=())]
         )
     ]
     assert names == ["quick", "slow"]
@@ -246,7 +245,7 @@ def test_cancelling_stops_between_two_tokens(engine: TorchEngine) -> None:
         asked += 1
         return asked > 5
 
-    assert list(engine.generate([group(PROMPT, limit=200, stop=())], cancelled)) == []
+    assert list(generate(engine, [group(PROMPT, limit=200, stop=())], cancelled)) == []
     assert asked == 6
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 
 from tersely.errors import ConfigValue, PackageMissing
-from tersely.rollout.engines.base import Capabilities, Engine, EngineSettings, GeneratedGroup
+from tersely.rollout.engines.base import Capabilities, Engine, EngineSettings, GeneratedGroup, generate
 
-__all__ = ["Capabilities", "Engine", "EngineSettings", "GeneratedGroup", "open_engine"]
+__all__ = ["Capabilities", "Engine", "EngineSettings", "GeneratedGroup", "generate", "open_engine"]
 
 
 def open_engine(name: str, settings: EngineSettings) -> Engine:

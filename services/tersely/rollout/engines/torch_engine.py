@@ -8,7 +8,7 @@ and the tokens and logprobs come out the same bit for bit. Other groups are deco
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,18 @@ from tersely.errors import EngineFailed
 from tersely.grpo.seeds import uniform
 from tersely.models.device import choose_device, set_threads
 from tersely.models.linear import use_fast_linears
-from tersely.rollout.engines.base import Capabilities, EngineSettings, GeneratedGroup, plan_batches
+from tersely.rollout.engines.base import Capabilities, EngineSettings, GeneratedGroup, is_bit_exact
 from tersely.rollout.engines.in_place import fill
 from tersely.rollout.engines.kv_cache import PromptState, RowCache
 from tersely.rollout.engines.linear import use_few_rows_linear
 from tersely.rollout.engines.sampling import sample
 from tersely.types import WeightsLabel
 from tersely.v1 import common_pb2, group_pb2
+
+
+def tokens_held(group: group_pb2.PromptGroup) -> int:
+    """Tokens that a group may hold keys and values of: its prompt once, and every sample's limit."""
+    return len(group.prompt_token_ids) + group.group_size * group.sampling.max_completion_tokens
 
 
 @dataclass(slots=True)
@@ -69,6 +74,19 @@ class _Row:
         )
 
 
+@dataclass(slots=True)
+class _Batch:
+    """A group on its way: its rows, those of them that have not ended, and the logits that are not yet drawn from."""
+
+    group: group_pb2.PromptGroup
+    started: float
+    prompt_length: int
+    cache: RowCache
+    logits: Tensor | None
+    rows: list[_Row]
+    live: list[_Row]
+
+
 class TorchEngine:
     """Samples with PyTorch; fp32 on the CPU, bf16 on CUDA and MPS.
 
@@ -84,6 +102,12 @@ class TorchEngine:
         self._threads = set_threads(settings.threads)
         self._model: Any = None
         self._label: WeightsLabel | None = None
+        self._batches: dict[str, _Batch] = {}
+
+    @property
+    def running(self) -> int:
+        """Groups admitted and not yet finished or cancelled."""
+        return len(self._batches)
 
     @property
     def label(self) -> WeightsLabel | None:
@@ -98,6 +122,8 @@ class TorchEngine:
             threads=self._threads,
             bit_exact=self._device.type == "cpu",
             batch_sequences=self._settings.batch_sequences,
+            dtype=str(self._dtype).removeprefix("torch."),
+            logprob_tolerance=1e-5 if self._dtype in (torch.float32, torch.float64) else 0.1,
         )
 
     def load(self, model_folder: Path, label: WeightsLabel, weights: Mapping[str, Tensor]) -> None:
@@ -129,63 +155,94 @@ class TorchEngine:
         """Puts other weights of the same model in place; on failure the old ones stay whole.
 
         Raises:
-            EngineFailed: Nothing is loaded yet, or the weights do not fit the model.
+            EngineFailed: Nothing is loaded yet, groups are running, or the weights do not fit the model.
         """
+        if self._batches:
+            raise EngineFailed("Weights are swapped when no group runs.", "Finish the groups first.")
         if self._model is None:
             raise EngineFailed("No model is loaded whose weights could be swapped.", "Load one first.")
         fill(self._model, weights)
         self._label = label
 
-    def generate(
-        self, groups: Sequence[group_pb2.PromptGroup], cancelled: Callable[[], bool]
-    ) -> Iterator[GeneratedGroup]:
-        """Yields each group when its last completion ends; stops early, between two tokens, once `cancelled()`.
-
-        Raises:
-            EngineFailed: Nothing is loaded, a prompt is empty, or the logits are not finite.
-        """
-        if self._model is None or self._label is None:
-            raise EngineFailed("No model is loaded to generate with.", "Load one first.")
-        for batch in plan_batches(groups, self._settings.batch_sequences):
-            if cancelled():
-                return
-            yield from self._decode(batch, self._label, cancelled)
+    def has_room(self, group: group_pb2.PromptGroup) -> bool:
+        """Whether `admit` may be called for it now; always true when nothing runs."""
+        if not self._batches:
+            return True
+        if is_bit_exact(group) or any(is_bit_exact(batch.group) for batch in self._batches.values()):
+            return False
+        rows = sum(batch.group.group_size for batch in self._batches.values()) + group.group_size
+        tokens = sum(tokens_held(batch.group) for batch in self._batches.values()) + tokens_held(group)
+        most = self._settings.batch_tokens
+        return rows <= self._settings.batch_sequences and (most is None or tokens <= most)
 
     @torch.inference_mode()
-    def _decode(
-        self, groups: list[group_pb2.PromptGroup], label: WeightsLabel, cancelled: Callable[[], bool]
-    ) -> Iterator[GeneratedGroup]:
+    def admit(self, group: group_pb2.PromptGroup) -> None:
+        """Takes a group in and prefills its prompt once.
+
+        Raises:
+            EngineFailed: Nothing is loaded, the group runs already, or it is empty.
+        """
+        if self._model is None:
+            raise EngineFailed("No model is loaded to generate with.", "Load one first.")
+        if group.group_id in self._batches:
+            raise EngineFailed(f"Group {group.group_id} runs already.", "Give every group an id of its own.")
         started = time.perf_counter()
-        prompts = []
-        for group in groups:
-            if cancelled():
-                return
-            prompts.append(self._prefill(group))
-        sizes = [group.group_size for group in groups]
-        cache = RowCache(prompts, sizes, room=max(group.sampling.max_completion_tokens for group in groups))
-        logits_RV = torch.cat([p.logits.expand(n, -1) for p, n in zip(prompts, sizes, strict=True)])
-        prompt_lengths = [prompt.length for prompt, size in zip(prompts, sizes, strict=True) for _ in range(size)]
-        del prompts
-        rows = [_Row(g, i, frozenset(g.stop_token_ids)) for g in groups for i in range(g.group_size)]
-        of_group = {id(group): [row for row in rows if row.prompt is group] for group in groups}
-        while True:
-            drawn = sample(logits_RV, [r.prompt.sampling.temperature for r in rows], [r.next_uniform() for r in rows])
-            for row, token, logprob in zip(rows, drawn.ids, drawn.logprobs, strict=True):
-                row.take(token, logprob)
-            for index in range(len(rows) - 1, -1, -1):
-                if rows[index].ended:
-                    cache.drop_row(index)
-                    rows[index], prompt_lengths[index] = rows[-1], prompt_lengths[-1]
-                    rows.pop()
-                    prompt_lengths.pop()
-            for key, members in list(of_group.items()):
-                if all(row.ended for row in members):
-                    del of_group[key]
-                    completions = tuple(row.completion(label) for row in members)
-                    yield GeneratedGroup(members[0].prompt, completions, time.perf_counter() - started)
-            if not rows or cancelled():
-                return
-            logits_RV = self._step(rows, prompt_lengths, cache)
+        prompt = self._prefill(group)
+        rows = [_Row(group, index, frozenset(group.stop_token_ids)) for index in range(group.group_size)]
+        cache = RowCache([prompt], [group.group_size], room=group.sampling.max_completion_tokens)
+        logits_RV = prompt.logits.expand(group.group_size, -1)
+        self._batches[group.group_id] = _Batch(group, started, prompt.length, cache, logits_RV, rows, list(rows))
+
+    @torch.inference_mode()
+    def step(self) -> list[GeneratedGroup]:
+        """One token for every running sequence; the groups whose last one ended.
+
+        Raises:
+            EngineFailed: Nothing is loaded, or the logits are not finite.
+        """
+        if self._label is None:
+            raise EngineFailed("No model is loaded to generate with.", "Load one first.")
+        done = []
+        for batch in list(self._batches.values()):
+            self._decode(batch)
+            if not batch.live:
+                del self._batches[batch.group.group_id]
+                completions = tuple(row.completion(self._label) for row in batch.rows)
+                done.append(GeneratedGroup(batch.group, completions, time.perf_counter() - batch.started))
+        return done
+
+    def cancel(self, group_id: str) -> None:
+        """Forgets a running group at once; an unknown one is left alone."""
+        self._batches.pop(group_id, None)
+
+    @torch.inference_mode()
+    def score(self, token_ids: Sequence[int]) -> list[float]:
+        """Log-probability (temperature 1) of each id from the second on, given those before it; nothing may run.
+
+        Raises:
+            EngineFailed: Nothing is loaded, or groups are running.
+        """
+        if self._model is None or self._batches:
+            raise EngineFailed("Ids are scored with a model loaded and nothing running.", "Finish the groups first.")
+        ids_1N = torch.tensor([list(token_ids)], device=self._device)
+        logits_NV = self._model(input_ids=ids_1N, use_cache=False).logits[0, :-1].float()
+        logprobs_NV = torch.log_softmax(logits_NV, dim=-1)
+        scores: list[float] = logprobs_NV.gather(1, ids_1N[0, 1:, None]).squeeze(1).tolist()
+        return scores
+
+    def _decode(self, batch: _Batch) -> None:
+        rows = batch.live
+        if batch.logits is None:
+            batch.logits = self._forward(rows, batch.prompt_length, batch.cache)
+        drawn = sample(batch.logits, [r.prompt.sampling.temperature for r in rows], [r.next_uniform() for r in rows])
+        batch.logits = None
+        for row, token, logprob in zip(rows, drawn.ids, drawn.logprobs, strict=True):
+            row.take(token, logprob)
+        for index in range(len(rows) - 1, -1, -1):
+            if rows[index].ended:
+                batch.cache.drop_row(index)
+                rows[index] = rows[-1]
+                rows.pop()
 
     def _prefill(self, group: group_pb2.PromptGroup) -> PromptState:
         if not group.prompt_token_ids or group.group_size < 1 or group.sampling.max_completion_tokens < 1:
@@ -195,8 +252,8 @@ class TorchEngine:
         output = self._model(input_ids=ids_1P, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return PromptState(cache, output.logits[:, -1])
 
-    def _step(self, rows: list[_Row], prompt_lengths: list[int], cache: RowCache) -> Tensor:
-        places = [length + len(row.ids) - 1 for row, length in zip(rows, prompt_lengths, strict=True)]
+    def _forward(self, rows: list[_Row], prompt_length: int, cache: RowCache) -> Tensor:
+        places = [prompt_length + len(row.ids) - 1 for row in rows]
         output = self._model(
             input_ids=torch.tensor([row.ids[-1:] for row in rows], device=self._device),
             attention_mask=cache.step_mask(len(rows)),

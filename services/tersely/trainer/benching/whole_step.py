@@ -44,6 +44,8 @@ class _EngineSettings:
     device: str
     threads: int
     batch_sequences: int
+    batch_tokens: int | None = None
+    lookup_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class WholeStep:
         seconds: dict[str, float] = {}
         with _clock(seconds, "rollout"):
             requests = [self._request(number, index, prompt) for index, prompt in enumerate(prompts)]
-            generated = [group for request in requests for group in self._engine.generate([request], lambda: False)]
+            generated = [group for request in requests for group in self._sample(request)]
         with _clock(seconds, "score"):
             groups = [self._score(group, prompt) for group, prompt in zip(generated, prompts, strict=True)]
         with _clock(seconds, "learn"):
@@ -113,6 +115,13 @@ class WholeStep:
         if lengths != {self._job["completion"]}:
             raise ValueError(f"completions of {sorted(lengths)} tokens, not {self._job['completion']}")
         return {**seconds, **{f"learn.{phase}": spent for phase, spent in health.seconds.items()}}
+
+    def _sample(self, request: group_pb2.PromptGroup) -> list[Any]:
+        self._engine.admit(request)
+        done: list[Any] = []
+        while self._engine.running:
+            done += self._engine.step()
+        return done
 
     def _request(self, step: int, index: int, prompt: dict[str, Any]) -> group_pb2.PromptGroup:
         job = self._job
