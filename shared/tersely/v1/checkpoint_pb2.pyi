@@ -94,6 +94,90 @@ class ModelFile(_message.Message):
 Global___ModelFile: _TypeAlias = ModelFile  # noqa: Y015
 
 @_typing.final
+class Probe(_message.Message):
+    """A few tokens with what the learner says of them: whoever holds the weights says the same, up to its arithmetic."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ids, at least two."""
+
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Log-probability (nats, temperature 1, fp32) of each id from the second on, given those before it: one fewer than ids."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        logprobs: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Probe: _TypeAlias = Probe  # noqa: Y015
+
+@_typing.final
+class AdapterLayer(_message.Message):
+    """One layer of a low-rank adapter: W = bf16(W0 + scale * B A), computed in float64."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENSOR_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    tensor: _builtins.str
+    """Name of the tensor [O, I] that it changes."""
+    rank: _builtins.int
+    """Rank R of A [R, I] and B [O, R]."""
+    scale: _builtins.float
+    """What B A is multiplied by."""
+    def __init__(
+        self,
+        *,
+        tensor: _builtins.str = ...,
+        rank: _builtins.int = ...,
+        scale: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rank", b"rank", "scale", b"scale", "tensor", b"tensor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterLayer: _TypeAlias = AdapterLayer  # noqa: Y015
+
+@_typing.final
+class Adapter(_message.Message):
+    """Layout of a payload that is an adapter: per layer in order A, then B, raw little-endian row-major float32, without holes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterLayer]:
+        """Its layers; all other tensors are those of the base."""
+
+    def __init__(
+        self,
+        *,
+        layers: _abc.Iterable[Global___AdapterLayer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layers", b"layers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Adapter: _TypeAlias = Adapter  # noqa: Y015
+
+@_typing.final
 class WeightsManifest(_message.Message):
     """Everything a worker must know to hold a version."""
 
@@ -108,6 +192,8 @@ class WeightsManifest(_message.Message):
     MODEL_FILES_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TRAINER_INCARNATION_FIELD_NUMBER: _builtins.int
+    PROBE_FIELD_NUMBER: _builtins.int
+    ADAPTER_BASE_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Run it belongs to."""
     payload_bytes: _builtins.int
@@ -134,6 +220,14 @@ class WeightsManifest(_message.Message):
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Ids that end a completion."""
 
+    @_builtins.property
+    def probe(self) -> Global___Probe:
+        """How to see that an engine computes with these weights; absent: not known."""
+
+    @_builtins.property
+    def adapter_base(self) -> _common_pb2.WeightsLabel:
+        """Weights that this version is an adapter to, which the trainer keeps; absent: it is none."""
+
     def __init__(
         self,
         *,
@@ -146,10 +240,12 @@ class WeightsManifest(_message.Message):
         model_files: _abc.Iterable[Global___ModelFile] | None = ...,
         stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         trainer_incarnation: _builtins.int = ...,
+        probe: Global___Probe | None = ...,
+        adapter_base: _common_pb2.WeightsLabel | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter_base", b"adapter_base", "probe", b"probe", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "model_files", b"model_files", "payload_bytes", b"payload_bytes", "payload_sha256", b"payload_sha256", "run_id", b"run_id", "stop_token_ids", b"stop_token_ids", "tensors", b"tensors", "trainer_incarnation", b"trainer_incarnation", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_base", b"adapter_base", "chunk_bytes", b"chunk_bytes", "model_files", b"model_files", "payload_bytes", b"payload_bytes", "payload_sha256", b"payload_sha256", "probe", b"probe", "run_id", b"run_id", "stop_token_ids", b"stop_token_ids", "tensors", b"tensors", "trainer_incarnation", b"trainer_incarnation", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -216,6 +312,7 @@ class FetchWeightsRequest(_message.Message):
     OFFSET_BYTES_FIELD_NUMBER: _builtins.int
     PAYLOAD_SHA256_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
+    ACCEPTS_ADAPTER_FIELD_NUMBER: _builtins.int
     base_weights_sha256: _builtins.str
     """Hash of weights the caller already holds, against which a delta may be sent; empty: none. The same again when it resumes."""
     offset_bytes: _builtins.int
@@ -224,6 +321,8 @@ class FetchWeightsRequest(_message.Message):
     """Payload hash the offset belongs to; required when offset_bytes > 0."""
     node_id: _builtins.str
     """Node that asks."""
+    accepts_adapter: _builtins.bool
+    """Whether an adapter may be sent where base_weights_sha256 is its base. The same again when it resumes."""
     @_builtins.property
     def want(self) -> _common_pb2.WeightsLabel:
         """Version wanted, by number and hash."""
@@ -236,10 +335,11 @@ class FetchWeightsRequest(_message.Message):
         offset_bytes: _builtins.int = ...,
         payload_sha256: _builtins.str = ...,
         node_id: _builtins.str = ...,
+        accepts_adapter: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["want", b"want"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_weights_sha256", b"base_weights_sha256", "node_id", b"node_id", "offset_bytes", b"offset_bytes", "payload_sha256", b"payload_sha256", "want", b"want"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts_adapter", b"accepts_adapter", "base_weights_sha256", b"base_weights_sha256", "node_id", b"node_id", "offset_bytes", b"offset_bytes", "payload_sha256", b"payload_sha256", "want", b"want"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -257,19 +357,24 @@ class FetchWeightsResponse(_message.Message):
     PAYLOAD_SHA256_FIELD_NUMBER: _builtins.int
     MANIFEST_FIELD_NUMBER: _builtins.int
     BASE_WEIGHTS_SHA256_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     offset_bytes: _builtins.int
     """Where data begins in the payload."""
     data: _builtins.bytes
     """At most chunk_bytes bytes."""
     payload_bytes: _builtins.int
-    """Length in bytes of all that is sent: the full payload, or the delta."""
+    """Length in bytes of all that is sent: the full payload, the delta, or the adapter."""
     payload_sha256: _builtins.str
     """SHA-256, hex, of all that is sent."""
     base_weights_sha256: _builtins.str
-    """Hash of the weights that a delta is against; empty: the payload is full. In the first message of a stream only."""
+    """Hash of the weights that a delta or adapter is against; empty: the payload is full. In the first message of a stream only."""
     @_builtins.property
     def manifest(self) -> Global___WeightsManifest:
         """Manifest of the version sent; in the first message of a stream only, which carries no data."""
+
+    @_builtins.property
+    def adapter(self) -> Global___Adapter:
+        """Present: what is sent is an adapter of this layout. In the first message of a stream only."""
 
     def __init__(
         self,
@@ -280,10 +385,11 @@ class FetchWeightsResponse(_message.Message):
         payload_sha256: _builtins.str = ...,
         manifest: Global___WeightsManifest | None = ...,
         base_weights_sha256: _builtins.str = ...,
+        adapter: Global___Adapter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_weights_sha256", b"base_weights_sha256", "data", b"data", "manifest", b"manifest", "offset_bytes", b"offset_bytes", "payload_bytes", b"payload_bytes", "payload_sha256", b"payload_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_weights_sha256", b"base_weights_sha256", "data", b"data", "manifest", b"manifest", "offset_bytes", b"offset_bytes", "payload_bytes", b"payload_bytes", "payload_sha256", b"payload_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

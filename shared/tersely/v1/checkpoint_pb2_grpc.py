@@ -64,7 +64,8 @@ class CheckpointServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def FetchWeights(self, request, context):
-        """Sends one version in chunks, from an offset: whole, or as a delta against weights that the caller holds, whichever is shorter.
+        """Sends one version in chunks, from an offset: whole, or as a delta against weights that the caller holds, or as an adapter to
+        merge into them, whichever is shorter.
         A broken stream is resumed by asking again from where it broke.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

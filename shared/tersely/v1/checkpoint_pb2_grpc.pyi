@@ -36,7 +36,8 @@ class CheckpointServiceStub:
     WatchVersions: _grpc.UnaryStreamMultiCallable[_checkpoint_pb2.WatchVersionsRequest, _checkpoint_pb2.WatchVersionsResponse]
     """Sends the newest manifest at once, then each newer one. A slow reader skips to the newest."""
     FetchWeights: _grpc.UnaryStreamMultiCallable[_checkpoint_pb2.FetchWeightsRequest, _checkpoint_pb2.FetchWeightsResponse]
-    """Sends one version in chunks, from an offset: whole, or as a delta against weights that the caller holds, whichever is shorter.
+    """Sends one version in chunks, from an offset: whole, or as a delta against weights that the caller holds, or as an adapter to
+    merge into them, whichever is shorter.
     A broken stream is resumed by asking again from where it broke.
     """
     FetchModelFile: _grpc.UnaryStreamMultiCallable[_checkpoint_pb2.FetchModelFileRequest, _checkpoint_pb2.FetchModelFileResponse]
@@ -50,7 +51,8 @@ class CheckpointServiceAsyncStub(CheckpointServiceStub):
     WatchVersions: _aio.UnaryStreamMultiCallable[_checkpoint_pb2.WatchVersionsRequest, _checkpoint_pb2.WatchVersionsResponse]  # type: ignore[assignment]
     """Sends the newest manifest at once, then each newer one. A slow reader skips to the newest."""
     FetchWeights: _aio.UnaryStreamMultiCallable[_checkpoint_pb2.FetchWeightsRequest, _checkpoint_pb2.FetchWeightsResponse]  # type: ignore[assignment]
-    """Sends one version in chunks, from an offset: whole, or as a delta against weights that the caller holds, whichever is shorter.
+    """Sends one version in chunks, from an offset: whole, or as a delta against weights that the caller holds, or as an adapter to
+    merge into them, whichever is shorter.
     A broken stream is resumed by asking again from where it broke.
     """
     FetchModelFile: _aio.UnaryStreamMultiCallable[_checkpoint_pb2.FetchModelFileRequest, _checkpoint_pb2.FetchModelFileResponse]  # type: ignore[assignment]
@@ -73,7 +75,8 @@ class CheckpointServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _checkpoint_pb2.FetchWeightsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_checkpoint_pb2.FetchWeightsResponse], _abc.AsyncIterator[_checkpoint_pb2.FetchWeightsResponse]]:
-        """Sends one version in chunks, from an offset: whole, or as a delta against weights that the caller holds, whichever is shorter.
+        """Sends one version in chunks, from an offset: whole, or as a delta against weights that the caller holds, or as an adapter to
+        merge into them, whichever is shorter.
         A broken stream is resumed by asking again from where it broke.
         """
 
