@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 CLEAR_MARGIN = 0.2
 """A figure has to come back across its limit by this share of it before its alarm can be raised again."""
@@ -60,21 +61,35 @@ class Sign:
     subject: str = ""
 
 
-def is_above(value: float, limit: float) -> bool:
-    """Whether a figure that should stay low is too high."""
-    return value > limit
+class Words(TypedDict):
+    """What a sign says; as in Alarm."""
+
+    message: str
+    cause: str
+    setting: str
+    change: str
 
 
-def is_below(value: float, limit: float) -> bool:
-    """Whether a figure that should stay high is too low."""
-    return value < limit
+def too_high(
+    value: float, limit: float, *, excused: bool = False, over: bool = False, subject: str = "", **words: Unpack[Words]
+) -> Sign:
+    """A figure that should stay low.
+
+    Args:
+        value: The figure.
+        limit: What it should not be above.
+        excused: It calls for no alarm even if it is.
+        over: The alarm clears even if it is not well below the limit again.
+        subject: As in Sign.
+        **words: What to say.
+    """
+    back = value < limit - CLEAR_MARGIN * abs(limit)
+    return Sign(value, limit, wrong=value > limit and not excused, clear=back or over, subject=subject, **words)
 
 
-def back_below(value: float, limit: float) -> bool:
-    """Whether a figure that should stay low is well below its limit again."""
-    return value < limit - CLEAR_MARGIN * abs(limit)
-
-
-def back_above(value: float, limit: float) -> bool:
-    """Whether a figure that should stay high is well above its limit again."""
-    return value > limit + CLEAR_MARGIN * abs(limit)
+def too_low(
+    value: float, limit: float, *, excused: bool = False, over: bool = False, subject: str = "", **words: Unpack[Words]
+) -> Sign:
+    """A figure that should stay high; arguments as for too_high."""
+    back = value > limit + CLEAR_MARGIN * abs(limit)
+    return Sign(value, limit, wrong=value < limit and not excused, clear=back or over, subject=subject, **words)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tersely.config import Recipe
 from tersely.evaluation import WITHIN_TOKENS
-from tersely.trainer.alarms.alarm import CLEAR_MARGIN, Sign, back_above, back_below, is_above, is_below
+from tersely.trainer.alarms.alarm import CLEAR_MARGIN, Sign, too_high, too_low
 from tersely.trainer.alarms.history import History, number
 
 WINDOWS_TO_LEARN = 4
@@ -20,11 +20,10 @@ def at_limit(history: History, recipe: Recipe) -> list[Sign]:
         return []
     limit = recipe.alarms.at_limit_share
     return [
-        Sign(
-            value=share,
-            limit=limit,
-            wrong=is_above(share, limit) and not history.falls("truncated"),
-            clear=back_below(share, limit),
+        too_high(
+            share,
+            limit,
+            excused=history.falls("truncated"),
             message=f"{100 * share:.0f} % of the completions of the last {history.window_steps} steps were cut off at"
             f" {recipe.max_completion_tokens} tokens",
             cause="Running on pays: a reward rises with length and outweighs the length term, or the updates are so"
@@ -46,11 +45,11 @@ def spread_gone(history: History, recipe: Recipe) -> list[Sign]:
         return []
     limit = recipe.alarms.length_spread_tokens
     return [
-        Sign(
-            value=spread,
-            limit=limit,
-            wrong=is_below(spread, limit) and error > WITHIN_TOKENS,
-            clear=back_above(spread, limit) or error < (1 - CLEAR_MARGIN) * WITHIN_TOKENS,
+        too_low(
+            spread,
+            limit,
+            excused=error <= WITHIN_TOKENS,
+            over=error < (1 - CLEAR_MARGIN) * WITHIN_TOKENS,
             message=f"completions of one prompt differ by only {spread:.2f} tokens in length (standard deviation),"
             f" {error:.1f} tokens away from the target",
             cause="Every completion of a group gets the same length reward, so the length term has no gradient any"
@@ -73,11 +72,9 @@ def far(history: History, recipe: Recipe) -> list[Sign]:
     untrained = _untrained_length(history, recipe)
     lost_limit = max(recipe.alarms.length_lost_factor * lowest, 2 * WITHIN_TOKENS)
     signs = [
-        Sign(
-            value=error,
-            limit=lost_limit,
-            wrong=is_above(error, lost_limit),
-            clear=back_below(error, lost_limit),
+        too_high(
+            error,
+            lost_limit,
             message=f"lengths are {error:.1f} tokens from the target; they were {lowest:.1f} tokens from it before",
             cause="No length reward holds the length any more: other rewards pull it away."
             if untrained
@@ -92,11 +89,9 @@ def far(history: History, recipe: Recipe) -> list[Sign]:
     if not untrained and history.count >= patience:
         stuck_limit = max(LITTLE_PROGRESS * first, WITHIN_TOKENS)
         signs.append(
-            Sign(
-                value=error,
-                limit=stuck_limit,
-                wrong=is_above(error, stuck_limit),
-                clear=back_below(error, stuck_limit),
+            too_high(
+                error,
+                stuck_limit,
                 message=f"after {history.count} steps lengths are {error:.1f} tokens from the target, at the start they"
                 f" were {first:.1f}",
                 cause="The steps are too small to be seen, or the groups too small to tell good lengths from bad.",

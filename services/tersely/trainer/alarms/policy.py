@@ -6,7 +6,7 @@ import math
 from statistics import median
 
 from tersely.config import Recipe
-from tersely.trainer.alarms.alarm import Sign, back_above, back_below, is_above, is_below
+from tersely.trainer.alarms.alarm import Sign, too_high, too_low
 from tersely.trainer.alarms.history import Figures, History, mean_of, number
 from tersely.trainer.reward_figures import PAIR
 
@@ -20,11 +20,9 @@ def entropy_collapse(history: History, recipe: Recipe) -> list[Sign]:
     limit = floor if first is None else max(floor, recipe.alarms.entropy_fall * first)
     since = "" if first is None else f"; it began at {first:.2f}"
     return [
-        Sign(
-            value=entropy,
-            limit=limit,
-            wrong=is_below(entropy, limit),
-            clear=back_above(entropy, limit),
+        too_low(
+            entropy,
+            limit,
             message=f"mean entropy of the last {history.window_steps} steps is {entropy:.3f} nats a token{since}",
             cause="The policy puts nearly all its weight on one token each time: samples of a group become copies of"
             " one another, and no advantage is left. Steps are too large, or there are too many of them on the data.",
@@ -55,11 +53,11 @@ def rewards_fight(history: History, recipe: Recipe) -> list[Sign]:
         smaller = min((one, other), key=lambda name: abs(weights[-1].get(name, 0.0)))
         value = mean if mean is not None and not apart else 0.0
         signs.append(
-            Sign(
-                value=value,
-                limit=limit,
-                wrong=not apart and is_below(value, limit),
-                clear=apart or back_above(value, limit),
+            too_low(
+                value,
+                limit,
+                excused=apart,
+                over=apart,
                 message=f"{one} and {other} fight: within a group, completions that are good for one are bad for the"
                 f" other (correlation {value:.2f} over the last {history.window_steps} steps)",
                 cause=f"Both {one} and {other} have weight, and the policy can't have both; their advantages cancel"
@@ -80,11 +78,9 @@ def loss_of_signal(history: History, recipe: Recipe) -> list[Sign]:
     limit = recipe.alarms.zero_variance_share
     within = mean_of([number(figures.get("within_5")) for figures in history.window], 1) or 0.0
     return [
-        Sign(
-            value=share,
-            limit=limit,
-            wrong=is_above(share, limit),
-            clear=back_below(share, limit),
+        too_high(
+            share,
+            limit,
             message=f"{100 * share:.0f} % of the groups that were generated for the last {history.window_steps} steps"
             f" had no signal; {100 * within:.0f} % of the completions are within +-5 tokens",
             cause="All completions of such a group got the same reward. With most of them within +-5 tokens the run has"
@@ -102,11 +98,9 @@ def mismatch_high(history: History, recipe: Recipe) -> list[Sign]:
         return []
     limit = recipe.alarms.mismatch_nats
     return [
-        Sign(
-            value=mean,
-            limit=limit,
-            wrong=is_above(mean, limit),
-            clear=back_below(mean, limit),
+        too_high(
+            mean,
+            limit,
             message=f"learner and sampler are {mean:.3f} nats a token apart on fresh samples; rounding alone is below"
             " 0.02",
             cause="They do not compute the same policy: another precision, a worker with other weights or another"
@@ -146,8 +140,8 @@ def gradient_jump(history: History, recipe: Recipe) -> list[Sign]:
         Sign(
             value=value,
             limit=limit,
-            wrong=is_above(value, limit),
-            clear=not is_above(norm, limit),
+            wrong=value > limit,
+            clear=norm <= limit,
             message=f"the gradient's norm was at least {value:.3g} for two steps in a row, usually {usual:.3g}",
             cause="The policy has left the region where its steps were small: a learning rate too high, or samples so"
             " old that their ratios are far from 1.",
@@ -164,11 +158,9 @@ def groups_too_old(history: History, recipe: Recipe) -> list[Sign]:
         return []
     limit = recipe.alarms.stale_share
     return [
-        Sign(
-            value=share,
-            limit=limit,
-            wrong=is_above(share, limit),
-            clear=back_below(share, limit),
+        too_high(
+            share,
+            limit,
             message=f"{100 * share:.0f} % of the groups that came in during the last {history.window_steps} steps were"
             " too old to train on",
             cause="Workers take longer for a group than the learner for run.max_staleness steps: their work is lost.",

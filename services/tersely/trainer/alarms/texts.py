@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tersely.config import Recipe
-from tersely.trainer.alarms.alarm import Sign, back_above, back_below, is_above, is_below
+from tersely.trainer.alarms.alarm import Sign, Words, too_high, too_low
 from tersely.trainer.alarms.history import History
 from tersely.trainer.text_figures import commonest_opening
 from tersely.v1 import group_pb2
@@ -25,38 +25,14 @@ def template_collapse(history: History, recipe: Recipe) -> list[Sign]:
     limits, signs = recipe.alarms, []
     over = f"over the last {history.window_steps} steps"
     if (distinct := history.mean("distinct_2")) is not None:
-        limit = limits.distinct_2_floor
-        signs.append(
-            _sign(
-                distinct,
-                limit,
-                wrong=is_below(distinct, limit),
-                clear=back_above(distinct, limit),
-                message=f"only {100 * distinct:.0f} % of the word pairs in the completions differ, {over}",
-            )
-        )
+        message = f"only {100 * distinct:.0f} % of the word pairs in the completions differ, {over}"
+        signs.append(too_low(distinct, limits.distinct_2_floor, **_words(message)))
     if (overlap := history.mean("self_overlap")) is not None:
-        limit = limits.self_overlap
-        signs.append(
-            _sign(
-                overlap,
-                limit,
-                wrong=is_above(overlap, limit),
-                clear=back_below(overlap, limit),
-                message=f"completions share {100 * overlap:.0f} % of their word pairs with another prompt's, {over}",
-            )
-        )
+        message = f"completions share {100 * overlap:.0f} % of their word pairs with another prompt's, {over}"
+        signs.append(too_high(overlap, limits.self_overlap, **_words(message)))
     if (opening := history.mean("opening_share")) is not None:
-        limit = limits.opening_share
-        signs.append(
-            _sign(
-                opening,
-                limit,
-                wrong=is_above(opening, limit),
-                clear=back_below(opening, limit),
-                message=f"{100 * opening:.0f} % of the completions begin with the same four words, {over}",
-            )
-        )
+        message = f"{100 * opening:.0f} % of the completions begin with the same four words, {over}"
+        signs.append(too_high(opening, limits.opening_share, **_words(message)))
     return signs
 
 
@@ -66,14 +42,5 @@ def quote(groups: Sequence[group_pb2.ScoredGroup]) -> str:
     return f'; {100 * share:.0f} % of the last batch begin "{words}"' if words else ""
 
 
-def _sign(value: float, limit: float, *, wrong: bool, clear: bool, message: str) -> Sign:
-    return Sign(
-        value=value,
-        limit=limit,
-        wrong=wrong,
-        clear=clear,
-        message=message,
-        cause=_CAUSE,
-        setting="rewards",
-        change=_CHANGE,
-    )
+def _words(message: str) -> Words:
+    return Words(message=message, cause=_CAUSE, setting="rewards", change=_CHANGE)
