@@ -75,7 +75,7 @@ class Inputs:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stage:
+class Stage:
     """What is there before the model is loaded."""
 
     run_id: RunId
@@ -97,7 +97,7 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
     resumed = history.run_id is not None
     if resumed:
         refuse_other_course(history.recipe_sha256, recipe, directory.read_json("recipe.json"))
-    stage = _open(inputs, directory, drain, stack, history)
+    stage = open_stage(inputs, directory, drain, stack, history)
     store, status, ring, events = stage.store, stage.status, stage.ring, stage.events
 
     learner = _learner(inputs)
@@ -199,8 +199,21 @@ def _learner(inputs: Inputs) -> Learner:
     )
 
 
-def _open(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, stack: ExitStack, history: History) -> _Stage:
-    """Listens, announces itself and shows its state, so that nodes can come while the model is loaded."""
+def open_stage(
+    inputs: Inputs, directory: RunDirectory, drain: DrainSignal, stack: ExitStack, history: History
+) -> Stage:
+    """Listens, announces itself and shows its state, so that nodes can come while the model is loaded.
+
+    Args:
+        inputs: What the run is made of.
+        directory: Of the run; `run.json` in it says where it listens.
+        drain: Ended by nodes through RunService.
+        stack: Closes what was opened.
+        history: What the run's log says so far; its ledger is shown in the status.
+
+    Raises:
+        TerselyError: Queue or port, each in its own class.
+    """
     recipe = inputs.recipe
     run_id = history.run_id or RunId(f"r-{secrets.token_hex(4)}")
     store = SnapshotStore(
@@ -253,12 +266,12 @@ def _open(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, stack: Ex
     )
     log.info("listening", address=address, run_id=run_id)
     books = Books(history.ledger, ring, events)
-    stage = _Stage(run_id, store, status, ring, events, books)
+    stage = Stage(run_id, store, status, ring, events, books)
     _show_state(stage, inputs, directory, stack)
     return stage
 
 
-def _show_state(stage: _Stage, inputs: Inputs, directory: RunDirectory, stack: ExitStack) -> None:
+def _show_state(stage: Stage, inputs: Inputs, directory: RunDirectory, stack: ExitStack) -> None:
     ring, status = stage.ring, stage.status
     heartbeat = Heartbeater(inputs.client, ring.keys, NodeId(f"trainer-{directory.incarnation}"), "trainer")
     heartbeat.start()
