@@ -44,7 +44,8 @@
     |  |- PackageMissing              71  package_missing
     |  |- JudgeNotConfigured          72  judge_not_configured
     |  |- EngineFailed                73  engine_failed
-    |  `- RankLost                    74  rank_lost
+    |  |- RankLost                    74  rank_lost
+    |  `- WeightsNotApplied           76  weights_not_applied
     `- RewardError
        |- RewardUnknown               80  reward_unknown
        `- RewardFailed                81  reward_failed
@@ -334,6 +335,12 @@ class RankLost(ServiceError):
     """Another process of a learner that runs on several is gone, or does not answer in time."""
 
     kind, exit_code = "rank_lost", 74
+
+
+class WeightsNotApplied(ServiceError):
+    """An engine was given weights and samples from others: its log-probs of the probe prompt are not the learner's."""
+
+    kind, exit_code = "weights_not_applied", 76
 
 
 class RewardError(TerselyError):

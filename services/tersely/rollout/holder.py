@@ -4,45 +4,35 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
+from tersely.errors import EngineFailed
 from tersely.rollout.engines.base import Engine
+from tersely.rollout.fetching import WeightsFetcher, WeightsSource
+from tersely.rollout.verify import check_probe
 from tersely.types import WeightsLabel
-from tersely.v1 import checkpoint_pb2
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _log = structlog.get_logger(__name__)
 
 
-class WeightsSource(Protocol):
-    """Where weights come from; `tersely.weights.client.WeightsClient` is one."""
-
-    def wait_for_version(
-        self, timeout_seconds: float | None, other_than: WeightsLabel | None = None
-    ) -> checkpoint_pb2.WeightsManifest | None:
-        """Newest manifest, other than the one held; None if there is none in time."""
-
-    def fetch(self, want: WeightsLabel, base: WeightsLabel | None = None) -> dict[str, Tensor]:
-        """All tensors of a version, checked; `base` is what is held and may save most of the way."""
-
-
 class WeightsHolder:
-    """Fetches weights and puts them into the engine in place.
+    """Puts fetched weights into the engine between two steps, and proves that they are what it samples from.
 
     Args:
         engine: Engine to fill; empty, or holding weights of the same model.
-        source: Where weights come from.
+        source: Where the newest label is announced.
+        fetcher: Has the weights themselves; running.
         model_folder: Folder with the model's config.
     """
 
-    def __init__(self, engine: Engine, source: WeightsSource, model_folder: Path) -> None:
+    def __init__(self, engine: Engine, source: WeightsSource, fetcher: WeightsFetcher, model_folder: Path) -> None:
         self._engine = engine
         self._source = source
+        self._fetcher = fetcher
         self._model_folder = model_folder
+        self.swap_pause_seconds = 0.0
+        self.swaps = 0
 
     @property
     def label(self) -> WeightsLabel | None:
@@ -54,6 +44,11 @@ class WeightsHolder:
         """Version held; -1 for none."""
         return -1 if self._engine.label is None else self._engine.label.policy_version
 
+    @property
+    def last_error(self) -> str:
+        """Why the last fetch that failed did; empty: none did."""
+        return self._fetcher.last_error
+
     def newest(self, timeout_seconds: float = 0.0) -> WeightsLabel | None:
         """Newest label announced; None if there was none in time.
 
@@ -63,25 +58,57 @@ class WeightsHolder:
         manifest = self._source.wait_for_version(timeout_seconds)
         return None if manifest is None else WeightsLabel.from_proto(manifest.weights)
 
-    def hold(self, label: WeightsLabel) -> None:
-        """Makes exactly these weights the engine's.
+    def due(self, required: WeightsLabel | None) -> bool:
+        """Whether other weights than those held are here and `apply` would put them in.
+
+        Args:
+            required: Version that is needed next, fetched if need be; None: any newer one will do.
 
         Raises:
-            WeightsUnavailable, WeightsMismatch, TrainerUnreachable: They could not be fetched; the old ones are held.
-            EngineFailed: They do not fit the model; the old ones are held.
+            WeightsUnavailable, WeightsMismatch, TrainerUnreachable: The version required can't be had.
         """
-        if self._engine.label == label:
+        self._fetcher.want(None if required == self.label else required)
+        ready = self._fetcher.ready
+        if ready is None or ready == self.label:
+            return False
+        return required is None or ready == required
+
+    def wait(self, timeout_seconds: float) -> None:
+        """Waits until weights have come, or for so long."""
+        self._fetcher.wait(timeout_seconds)
+
+    def apply(self) -> None:
+        """Makes the weights that are here the engine's; no step may run meanwhile, and that time is the swap's pause.
+
+        Raises:
+            EngineFailed: They do not fit the model; the old ones are held.
+            WeightsNotApplied: The engine took them and still samples from others.
+        """
+        fetched = self._fetcher.take()
+        if fetched is None or fetched.label == self.label:
             return
-        started = time.monotonic()
-        weights = self._source.fetch(label, self._engine.label)
-        fetched = time.monotonic()
-        if self._engine.label is None:
-            self._engine.load(self._model_folder, label, weights)
-        else:
-            self._engine.swap(label, weights)
+        began = time.monotonic()
+        try:
+            if self._engine.label is None:
+                self._engine.load(self._model_folder, fetched.label, fetched.weights)
+            else:
+                self._engine.swap(fetched.label, fetched.weights)
+        except EngineFailed:
+            self._fetcher.forget()
+            raise
+        swapped = time.monotonic()
+        difference = check_probe(self._engine, fetched)
+        ended = time.monotonic()
+        if self.swaps:
+            self.swap_pause_seconds = ended - began
+        self.swaps += 1
         _log.info(
             "weights_held",
-            weights=str(label),
-            fetch_seconds=round(fetched - started, 3),
-            swap_seconds=round(time.monotonic() - fetched, 3),
+            weights=str(fetched.label),
+            fetch_seconds=round(fetched.fetch_seconds, 3),
+            swap_seconds=round(swapped - began, 3),
+            probe_seconds=round(ended - swapped, 3),
+            swap_pause_seconds=round(ended - began, 3),
+            probe_difference=difference,
+            running=self._engine.running,
         )

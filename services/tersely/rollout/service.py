@@ -20,7 +20,9 @@ from tersely.node.join import Joined, join
 from tersely.node.options import ServiceOptions
 from tersely.queue import LeaseKeeper, RunKeys, WorkStream
 from tersely.rollout.engines import Engine, EngineSettings, open_engine
+from tersely.rollout.fetching import WeightsFetcher
 from tersely.rollout.holder import WeightsHolder
+from tersely.rollout.leases import LeaseDesk
 from tersely.rollout.presence import TrainerPresence
 from tersely.rollout.worker import RolloutWorker
 from tersely.telemetry.logging import configure_logging
@@ -84,6 +86,8 @@ class _Engines:
                 device=rollout.device,
                 threads=self._options.threads or rollout.threads,
                 batch_sequences=rollout.batch_sequences,
+                batch_tokens=rollout.batch_tokens,
+                lookup_tokens=rollout.lookup_tokens,
             )
             self._engine = None
             self._engine = open_engine(self._options.engine or rollout.engine, settings)
@@ -122,19 +126,27 @@ def _work_in(joined: Joined, engines: _Engines, stopping: threading.Event) -> No
         tokenizer = PolicyTokenizer.from_folder(model_folder)
         engine = engines.engine_for(joined)
 
+        fetcher = WeightsFetcher(weights, engine.label)
+        can = engine.capabilities()
+        if recipe.rollout.swap == "inflight" and not can.in_flight:
+            _log.warning("swap_in_flight_not_offered", engine=can.name, instead="drain")
+
         def report(**state: Any) -> None:
             heartbeat.update(delta_fallbacks=weights.delta_fallbacks, **state)
 
+        heartbeat.update(engine=f"{can.name} {can.device} {can.dtype}")
+        stack.enter_context(fetcher)
+        stack.callback(weights.close)  # before the fetcher ends: a fetch that goes on is called off
         RolloutWorker(
             node_id=joined.node_id,
-            prompts=prompts,
-            completions_key=keys.completions,
-            keeper=stack.enter_context(LeaseKeeper(prompts)),
-            holder=WeightsHolder(engine, weights, model_folder),
+            leases=LeaseDesk(prompts, keys.completions, stack.enter_context(LeaseKeeper(prompts)), stopping),
+            holder=WeightsHolder(engine, weights, fetcher, model_folder),
             engine=engine,
             decode=tokenizer.decode,
             report=report,
             stopping=stopping,
+            swap=recipe.rollout.swap,
+            max_staleness=recipe.run.max_staleness,
             check_trainer=presence.check,
         ).run()
 
@@ -179,4 +191,4 @@ def _folder_for(manifest: checkpoint_pb2.WeightsManifest) -> Path:
 
 def _shown(engine: Engine) -> dict[str, object]:
     can = engine.capabilities()
-    return {"engine": can.name, "device": can.device, "threads": can.threads, "bit_exact": can.bit_exact}
+    return {"engine": can.name, "device": can.device, "dtype": can.dtype, "threads": can.threads}

@@ -1,42 +1,40 @@
-"""The loop of a rollout worker: lease, hold the right weights, generate, hand on.
+"""The loop of a rollout worker: groups are leased as room frees, decoded together, and leave when they are finished.
 
-A lease is held from XREADGROUP until its group is handed on, given back or struck; whatever ends the loop, what is
-still held is given back, so that another worker begins at once instead of after the lease time.
+Every turn of the loop is short: lease what can be admitted soon, change the weights if it is time, admit, one step of
+the engine, hand on what that finished. Weights come in the background meanwhile (`fetching.py`).
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import structlog
 from google.protobuf.message import DecodeError
 
-from tersely.errors import (
-    EngineFailed,
-    LeaseLost,
-    QueueError,
-    RedisOutOfMemory,
-    RedisUnreachable,
-    TerselyError,
-    TrainerUnreachable,
-    WeightsUnavailable,
-)
+from tersely.errors import EngineFailed, TerselyError, WeightsUnavailable
 from tersely.node.meter import RateMeter
-from tersely.queue import Lease, LeaseKeeper, WorkStream
+from tersely.queue import Lease
 from tersely.rollout.engines.base import Engine, GeneratedGroup, is_bit_exact
 from tersely.rollout.holder import WeightsHolder
+from tersely.rollout.leases import LeaseDesk
 from tersely.types import NodeId, WeightsLabel
-from tersely.v1 import group_pb2
+from tersely.v1 import common_pb2, group_pb2
 
 _log = structlog.get_logger(__name__)
-T = TypeVar("T")
 
 _MOST_UNAVAILABLE = 3
 """How often a group goes back because its weights can't be had, before that is a strike."""
+
+_BLOCK_SECONDS = 0.5
+"""How long an idle worker waits for a group before it looks at weights and trainer again."""
+
+_LOOK_SECONDS = 0.05
+"""How soon a worker with something to wait for looks again."""
 
 
 class Report(Protocol):
@@ -52,62 +50,86 @@ class Report(Protocol):
         groups_finished: int,
         leases: int,
         last_error: str,
+        swap_pause_seconds: float,
     ) -> None:
         """Takes the newest values."""
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """A leased group.
+
+    Attributes:
+        lease: Its lease.
+        group: The group.
+        alone: Whether it was in a batch that failed, and is tried again with nothing beside it.
+    """
+
+    lease: Lease
+    group: group_pb2.PromptGroup
+    alone: bool = False
+
+    @property
+    def required(self) -> WeightsLabel | None:
+        """The only weights that may generate it; None: any that are recent."""
+        if not self.group.HasField("required_weights"):
+            return None
+        return WeightsLabel.from_proto(self.group.required_weights)
 
 
 class RolloutWorker:
     """Generates groups until told to stop.
 
     Args:
-        node_id: Consumer name, and the name in what it generates.
-        prompts: Stream to lease from.
-        completions_key: Stream to hand on to.
-        keeper: Renews leases; running.
+        node_id: The name in what it generates.
+        leases: Takes and ends leases.
         holder: Puts weights into the engine.
-        engine: Samples.
+        engine: Samples; called from the thread that runs `run` only.
         decode: Ids to text without special tokens.
         report: Takes the node's state.
         stopping: Set to drain.
+        swap: `drain`: running groups are finished by the version that began them; `inflight`: they go on under the new
+            one where engine and groups allow it.
+        max_staleness: Versions that the weights held may be behind while groups without required weights are taken.
         check_trainer: Raises TrainerUnreachable when the trainer has been away too long.
-        redis_patience_seconds: How long one command is tried again while Redis does not answer or is full.
-        pause_seconds: First pause between tries; doubles up to ten times as much.
+        pause_seconds: Pause after weights that could not be had.
     """
 
     def __init__(
         self,
         *,
         node_id: NodeId,
-        prompts: WorkStream,
-        completions_key: str,
-        keeper: LeaseKeeper,
+        leases: LeaseDesk,
         holder: WeightsHolder,
         engine: Engine,
         decode: Callable[[Sequence[int]], str],
         report: Report,
         stopping: threading.Event,
+        swap: Literal["drain", "inflight"] = "drain",
+        max_staleness: int = 0,
         check_trainer: Callable[[], None] = lambda: None,
-        redis_patience_seconds: float = 30.0,
         pause_seconds: float = 0.5,
     ) -> None:
         self._node_id = node_id
-        self._prompts = prompts
-        self._completions_key = completions_key
-        self._keeper = keeper
+        self._leases = leases
         self._holder = holder
         self._engine = engine
         self._decode = decode
         self._report_to = report
         self._stopping = stopping
+        self._in_flight = swap == "inflight" and engine.capabilities().in_flight
+        self._max_staleness = max_staleness
         self._check_trainer = check_trainer
-        self._redis_patience = redis_patience_seconds
         self._pause = pause_seconds
-        self._held: dict[bytes, Lease] = {}
+        self._waiting: deque[Work] = deque()
+        self._running: dict[str, Work] = {}
+        self._last: group_pb2.PromptGroup | None = None
+        self._most_running: int | None = None
+        self._found_nothing_at = 0.0
+        self._draining = False
         self._unavailable: Counter[str] = Counter()
         self._rate = RateMeter()
-        self._last_error = ""
         self.groups_finished = 0
-        self.leases_lost = 0
 
     def run(self) -> None:
         """Works until `stopping` is set; then gives back what it holds.
@@ -116,144 +138,195 @@ class RolloutWorker:
             RedisUnreachable, RedisOutOfMemory: For longer than the patience; join again.
             WeightsUnavailable: The trainer serves another run now; join again.
             TrainerUnreachable: The trainer has been away too long.
-            EngineFailed: The first weights do not fit.
+            EngineFailed, WeightsNotApplied: The weights do not fit, or the engine does not sample from them.
         """
         try:
-            self._hold_first_version()
+            self._hold_current_version()
             while not self._stopping.is_set():
                 self._check_trainer()
-                leases = self._patiently(lambda: self._lease(1, block_seconds=1.0))
-                if leases:
-                    self._work(self._lease_companions(leases))
-                else:
-                    self._idle()
+                self._turn()
         finally:
             self._report("draining", "giving leases back")
-            for lease in list(self._held.values()):
-                self._return(lease)
+            self._leases.give_all_back()
+            for group_id in self._running:
+                self._engine.cancel(group_id)
 
-    def _hold_first_version(self) -> None:
+    def _hold_current_version(self) -> None:
         while not self._stopping.is_set():
             self._check_trainer()
-            self._report("starting", "waiting for the trainer's first version")
-            label = self._holder.newest(timeout_seconds=1.0)
-            if label is not None and self._try_hold(label):
+            newest = self._holder.newest()
+            if newest is not None and newest == self._holder.label:
                 return
+            self._report("starting", "waiting for the trainer's newest version")
+            if self._holder.due(None):
+                self._holder.apply()
+            else:
+                self._holder.wait(_LOOK_SECONDS)
 
-    def _idle(self) -> None:
-        self._report("waiting", "for groups")
-        newest = self._holder.newest()
-        if newest is not None and newest.policy_version > self._holder.policy_version:
-            self._try_hold(newest)
+    def _turn(self) -> None:
+        for work in [*self._waiting, *self._running.values()]:
+            if self._leases.lost(work.lease):
+                self._drop(work)
+        self._lease_more()
+        self._change_weights()
+        self._admit()
+        if self._running:
+            self._lease_more()  # Now that their size is known.
+            self._admit()
+            self._step()
+        elif self._waiting or self._behind():
+            self._report("swapping", "waiting for weights")
+            self._holder.wait(_LOOK_SECONDS)
 
-    def _try_hold(self, label: WeightsLabel) -> bool:
-        """Holds a version if it can be had; a newer one may have replaced it meanwhile."""
-        try:
-            self._holder.hold(label)
-        except (WeightsUnavailable, TrainerUnreachable) as error:
-            _log.warning("weights_not_fetched", weights=str(label), kind=error.kind, message=error.message)
-            self._last_error = str(error)
-            self._stopping.wait(self._pause)
-            return False
-        return True
-
-    def _lease(self, count: int, block_seconds: float) -> list[Lease]:
-        leases = self._prompts.lease(count, block_seconds)
-        for lease in leases:
-            self._held[lease.entry_id] = lease
-            self._keeper.hold(lease)
-        return leases
-
-    def _lease_companions(self, leases: list[Lease]) -> list[tuple[Lease, group_pb2.PromptGroup]]:
-        """Parses the leased group and, where it may share a batch, leases more up to the engine's rows."""
-        work = self._parse(leases)
-        if not work or is_bit_exact(work[0][1]):
-            return work
-        group = work[0][1]
-        more = self._engine.capabilities().batch_sequences // max(group.group_size, 1) - 1
-        if more > 0:
-            work += self._parse(self._patiently(lambda: self._lease(more, block_seconds=0.0)))
-        return work
-
-    def _parse(self, leases: list[Lease]) -> list[tuple[Lease, group_pb2.PromptGroup]]:
-        work = []
+    def _lease_more(self) -> None:
+        count = 0 if self._waiting or self._draining or self._behind() else self._room()
+        if not count:
+            return
+        if self._running:
+            if time.monotonic() - self._found_nothing_at < _LOOK_SECONDS:
+                return
+            block = 0.0
+        else:
+            self._report("waiting", "for groups")
+            block = _BLOCK_SECONDS
+        leases = self._leases.take(count, block)
         for lease in leases:
             try:
-                work.append((lease, group_pb2.PromptGroup.FromString(lease.payload)))
+                self._waiting.append(Work(lease, group_pb2.PromptGroup.FromString(lease.payload)))
             except DecodeError as error:
-                self._strike(lease, "engine_failed", f"The entry is no PromptGroup: {error}")
-        return work
+                self._leases.strike(lease, EngineFailed.kind, f"The entry is no PromptGroup: {error}")
+        if self._waiting:
+            self._last = self._waiting[-1].group
+        elif not leases:
+            self._found_nothing_at = time.monotonic()
 
-    def _work(self, work: list[tuple[Lease, group_pb2.PromptGroup]]) -> None:
-        newest: WeightsLabel | None = None
-        by_label: dict[WeightsLabel, list[tuple[Lease, group_pb2.PromptGroup]]] = {}
-        for lease, group in work:
-            if group.HasField("required_weights"):
-                label = WeightsLabel.from_proto(group.required_weights)
-            else:
-                newest = newest or self._holder.newest() or self._holder.label
-                assert newest is not None
-                label = newest
-            by_label.setdefault(label, []).append((lease, group))
-        for label, members in by_label.items():
-            if self._stopping.is_set():
-                return
-            if self._hold_for(label, members):
-                self._generate(members)
+    def _room(self) -> int:
+        """Groups like the last one that could be admitted now; nothing is leased to lie about."""
+        if self._last is None:
+            return 1
+        if is_bit_exact(self._last) or any(work.alone for work in self._running.values()):
+            return 0 if self._running else 1
+        rows = sum(work.group.group_size for work in self._running.values())
+        free = (self._engine.capabilities().batch_sequences - rows) // max(self._last.group_size, 1)
+        if self._most_running is not None:
+            free = min(free, self._most_running - len(self._running))
+        return max(free, 0 if self._running else 1)
 
-    def _hold_for(self, label: WeightsLabel, members: list[tuple[Lease, group_pb2.PromptGroup]]) -> bool:
-        self._report("swapping", f"to {label}")
-        try:
-            self._holder.hold(label)
-        except (WeightsUnavailable, TrainerUnreachable) as error:
-            self._last_error = str(error)
-            for lease, _ in members:
-                self._unavailable[lease.group_id] += isinstance(error, WeightsUnavailable)
-                if self._unavailable[lease.group_id] > _MOST_UNAVAILABLE:
-                    del self._unavailable[lease.group_id]
-                    self._strike(lease, error.kind, error.message)
-                else:
-                    _log.warning("group_given_back", group_id=lease.group_id, kind=error.kind, message=error.message)
-                    self._return(lease)
-            self._stopping.wait(self._pause)
+    def _behind(self) -> bool:
+        """Whether the weights held are too old to take groups for; a pinned evaluation is finished first."""
+        newest, held = self._holder.newest(), self._holder.label
+        if newest is None or held is None or newest.policy_version - held.policy_version <= self._max_staleness:
             return False
+        last = self._last
+        pinned = last is not None and last.purpose == common_pb2.GROUP_PURPOSE_EVALUATION
+        return not (pinned and last is not None and last.required_weights == held.to_proto())
+
+    def _change_weights(self) -> None:
+        """Swaps when other weights are here, the next group wants them, and nothing runs that must not see them."""
+        head = self._waiting[0] if self._waiting else None
+        required = None if head is None else head.required
+        try:
+            due = self._holder.due(required)
         except TerselyError as error:
-            for lease, _ in members:
-                self._strike(lease, error.kind, error.message)
-            return False
-        return True
-
-    def _generate(self, members: list[tuple[Lease, group_pb2.PromptGroup]]) -> None:
-        """Generates groups that the weights held are right for; a failing batch is tried again one by one."""
-        leases = {id(group): lease for lease, group in members}
-        self._report("generating", f"{len(members)} groups with {self._holder.label}")
-
-        def cancelled() -> bool:
-            return self._stopping.is_set() or all(self._keeper.lost(lease) for lease in leases.values())
-
-        try:
-            for done in self._engine.generate([group for _, group in members], cancelled):
-                self._hand_on(leases[id(done.prompt)], done)
-                del leases[id(done.prompt)]
-        except QueueError:
-            raise
-        except Exception as error:  # noqa: BLE001 - any failure of an engine is the group's strike, and logged whole
-            _log.exception("generation_failed", groups=[group.group_id for _, group in members])
-            left = [(lease, group) for lease, group in members if id(group) in leases]
-            if len(members) > 1:
-                for one in left:
-                    if not self._stopping.is_set():
-                        self._generate([one])
-                return
-            kind = error.kind if isinstance(error, TerselyError) else EngineFailed.kind
-            for lease, _ in left:
-                self._strike(lease, kind, f"{type(error).__name__}: {error}")
+            self._draining = False
+            self._without_weights(required, error)
             return
-        if not self._stopping.is_set():
-            for lease in leases.values():
-                self._drop_lost(lease)
+        pinned = any(work.required is not None for work in self._running.values())
+        if head is None and pinned:
+            due = False  # More groups for these weights may come; the newest can wait until one asks for them.
+        self._draining = due and bool(self._running) and (pinned or not self._in_flight)
+        if not due or self._draining:
+            return
+        self._report("swapping", f"from version {self._holder.policy_version}")
+        try:
+            self._holder.apply()
+        except EngineFailed as error:
+            if required is None:
+                raise
+            for work in [work for work in self._waiting if work.required == required]:
+                self._waiting.remove(work)
+                self._leases.strike(work.lease, error.kind, error.message)
 
-    def _hand_on(self, lease: Lease, done: GeneratedGroup) -> None:
+    def _without_weights(self, required: WeightsLabel | None, error: TerselyError) -> None:
+        """Sends groups back whose weights can't be had; from the fourth time on that is a strike."""
+        for work in [work for work in self._waiting if work.required == required]:
+            self._waiting.remove(work)
+            group_id = work.lease.group_id
+            self._unavailable[group_id] += isinstance(error, WeightsUnavailable)
+            if self._unavailable[group_id] > _MOST_UNAVAILABLE:
+                del self._unavailable[group_id]
+                self._leases.strike(work.lease, error.kind, error.message)
+            else:
+                _log.warning("group_given_back", group_id=group_id, kind=error.kind, message=error.message)
+                self._leases.give_back(work.lease)
+        if not self._running:
+            self._stopping.wait(self._pause)
+
+    def _admit(self) -> None:
+        while self._waiting and not self._draining and self._fits(self._waiting[0]):
+            work = self._waiting.popleft()
+            group_id = work.group.group_id
+            try:
+                self._engine.admit(work.group)
+            except Exception as error:  # noqa: BLE001 - any failure of an engine is the group's, and logged whole
+                _log.exception("group_not_admitted", group_id=group_id, running=list(self._running))
+                self._failed([work], error, beside=len(self._running))
+                return
+            self._running[group_id] = work
+            if self._most_running is not None and len(self._running) > self._most_running:
+                self._most_running = None
+
+    def _fits(self, work: Work) -> bool:
+        required, held = work.required, self._holder.label
+        if required is not None and required != held:
+            return False
+        if self._behind() and required is None:
+            return False
+        if self._running:
+            if work.alone or work.group.group_id in self._running or any(w.alone for w in self._running.values()):
+                return False
+            if any(w.required is None for w in self._running.values()) != (required is None):
+                return False  # One could go on under new weights, the other must not.
+        if self._engine.has_room(work.group):
+            return True
+        self._most_running = len(self._running)
+        return False
+
+    def _step(self) -> None:
+        self._report("generating", f"{len(self._running)} groups with {self._holder.label}")
+        try:
+            finished = self._engine.step()
+        except Exception as error:  # noqa: BLE001 - any failure of an engine is its groups', and logged whole
+            _log.exception("generation_failed", groups=list(self._running))
+            failed = list(self._running.values())
+            self._running.clear()
+            for work in failed:
+                self._engine.cancel(work.group.group_id)
+            self._failed(failed, error, beside=len(failed) - 1)
+            return
+        for done in finished:
+            self._hand_on(self._running.pop(done.prompt.group_id), done)
+
+    def _failed(self, works: list[Work], error: Exception, *, beside: int) -> None:
+        """A group that failed alone is struck; of those that failed together each is tried again alone."""
+        if beside:
+            for work in reversed(works):
+                work.alone = True
+                self._waiting.appendleft(work)
+            return
+        kind = error.kind if isinstance(error, TerselyError) else EngineFailed.kind
+        for work in works:
+            self._leases.strike(work.lease, kind, f"{type(error).__name__}: {error}")
+
+    def _drop(self, work: Work) -> None:
+        if self._running.get(work.group.group_id) is work:
+            del self._running[work.group.group_id]
+            self._engine.cancel(work.group.group_id)
+        else:
+            self._waiting.remove(work)
+        self._leases.drop_lost(work.lease)
+
+    def _hand_on(self, work: Work, done: GeneratedGroup) -> None:
         message = group_pb2.CompletionGroup(
             prompt=done.prompt, rollout_node_id=self._node_id, generate_seconds=done.seconds
         )
@@ -262,59 +335,18 @@ class RolloutWorker:
             added.CopyFrom(completion)
             added.text = self._decode(completion.token_ids)
         self._rate.add(done.sampled_tokens)
-        payload = message.SerializeToString()
-        try:
-            self._patiently(lambda: self._prompts.forward(lease, self._completions_key, payload))
-        except LeaseLost:
-            self._drop_lost(lease)
+        if not self._leases.hand_on(work.lease, message.SerializeToString()):
             return
-        self._forget(lease)
-        self._unavailable.pop(lease.group_id, None)
+        self._unavailable.pop(work.lease.group_id, None)
         self.groups_finished += 1
         _log.info(
             "group_generated",
-            group_id=lease.group_id,
+            group_id=work.lease.group_id,
             tokens=done.sampled_tokens,
             seconds=round(done.seconds, 3),
             weights=str(self._holder.label),
         )
-        self._report("generating", f"{len(self._held)} groups left")
-
-    def _drop_lost(self, lease: Lease) -> None:
-        self._forget(lease)
-        self.leases_lost += 1
-        _log.warning("lease_lost", group_id=lease.group_id, lost=self.leases_lost)
-
-    def _strike(self, lease: Lease, kind: str, message: str) -> None:
-        self._last_error = f"{lease.group_id}: {message}"
-        quarantined = self._patiently(lambda: self._prompts.fail(lease, kind, message))
-        self._forget(lease)
-        _log.error("group_failed", group_id=lease.group_id, kind=kind, message=message, quarantined=quarantined)
-
-    def _return(self, lease: Lease) -> None:
-        try:
-            self._prompts.give_back(lease)
-        except QueueError as error:
-            _log.warning("lease_not_given_back", group_id=lease.group_id, kind=error.kind, message=error.message)
-        self._forget(lease)
-
-    def _forget(self, lease: Lease) -> None:
-        self._keeper.release(lease)
-        self._held.pop(lease.entry_id, None)
-
-    def _patiently(self, action: Callable[[], T]) -> T:
-        """Runs a queue command, again while Redis does not answer or is full; a drain ends the waiting."""
-        deadline, pause = time.monotonic() + self._redis_patience, self._pause
-        while True:
-            try:
-                return action()
-            except (RedisUnreachable, RedisOutOfMemory) as error:
-                if time.monotonic() + pause > deadline or self._stopping.is_set():
-                    raise
-                self._last_error = str(error)
-                _log.warning("waiting_for_redis", kind=error.kind, message=error.message, retry_seconds=pause)
-                self._stopping.wait(pause)
-                pause = min(2 * pause, 10 * self._pause)
+        self._report("generating", f"{self._leases.held} groups left")
 
     def _report(self, state: str, detail: str) -> None:
         self._report_to(
@@ -323,6 +355,7 @@ class RolloutWorker:
             policy_version=self._holder.policy_version,
             tokens_per_second=self._rate.per_second(),
             groups_finished=self.groups_finished,
-            leases=len(self._held),
-            last_error=self._last_error,
+            leases=self._leases.held,
+            last_error=self._leases.last_error or self._holder.last_error,
+            swap_pause_seconds=self._holder.swap_pause_seconds,
         )

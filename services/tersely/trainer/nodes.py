@@ -23,5 +23,7 @@ def node_facts(node: node_pb2.Heartbeat) -> dict[str, Any]:
         "leases": node.leases,
         "last_error": node.last_error,
         "delta_fallbacks": node.delta_fallbacks,
+        "engine": node.engine,
+        "swap_pause_seconds": round(node.swap_pause_seconds, 4),
         "age_seconds": round(time.time() - node.time, 2),
     }

@@ -73,6 +73,8 @@ class Heartbeater:
         leases: int | None = None,
         last_error: str | None = None,
         delta_fallbacks: int | None = None,
+        engine: str | None = None,
+        swap_pause_seconds: float | None = None,
     ) -> None:
         """Changes what the next heartbeat says; what is None stays. Cheap, does no I/O."""
         given = {
@@ -84,6 +86,8 @@ class Heartbeater:
             "leases": leases,
             "last_error": last_error,
             "delta_fallbacks": delta_fallbacks,
+            "engine": engine,
+            "swap_pause_seconds": swap_pause_seconds,
         }
         with self._lock:
             for name, value in given.items():

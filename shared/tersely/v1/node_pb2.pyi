@@ -137,6 +137,8 @@ class Heartbeat(_message.Message):
     LEASES_FIELD_NUMBER: _builtins.int
     LAST_ERROR_FIELD_NUMBER: _builtins.int
     DELTA_FALLBACKS_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    SWAP_PAUSE_SECONDS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Node concerned."""
     role: Global___NodeRole.ValueType
@@ -165,6 +167,10 @@ class Heartbeat(_message.Message):
     """Last error, for people; empty when none."""
     delta_fallbacks: _builtins.int
     """Weight deltas that were of no use since it joined, so that a full copy was fetched (rollout only)."""
+    engine: _builtins.str
+    """Engine, device and arithmetic, like "torch cpu float32" (rollout only)."""
+    swap_pause_seconds: _builtins.float
+    """Time in which no step ran at the last swap of weights, seconds; 0 before the first (rollout only)."""
     def __init__(
         self,
         *,
@@ -182,10 +188,12 @@ class Heartbeat(_message.Message):
         leases: _builtins.int = ...,
         last_error: _builtins.str = ...,
         delta_fallbacks: _builtins.int = ...,
+        engine: _builtins.str = ...,
+        swap_pause_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta_fallbacks", b"delta_fallbacks", "detail", b"detail", "groups_finished", b"groups_finished", "host", b"host", "last_error", b"last_error", "leases", b"leases", "node_id", b"node_id", "pid", b"pid", "policy_version", b"policy_version", "role", b"role", "started", b"started", "state", b"state", "time", b"time", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta_fallbacks", b"delta_fallbacks", "detail", b"detail", "engine", b"engine", "groups_finished", b"groups_finished", "host", b"host", "last_error", b"last_error", "leases", b"leases", "node_id", b"node_id", "pid", b"pid", "policy_version", b"policy_version", "role", b"role", "started", b"started", "state", b"state", "swap_pause_seconds", b"swap_pause_seconds", "time", b"time", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

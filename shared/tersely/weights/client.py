@@ -166,6 +166,13 @@ class WeightsClient:
         self._held = receiver.held()
         return self._held.tensors()
 
+    def manifest(self, label: WeightsLabel) -> checkpoint_pb2.WeightsManifest | None:
+        """Manifest of the version fetched last, or of the newest announced; None for any other."""
+        held, latest = self._held, self._watch.latest
+        if held is not None and held.label == label:
+            return held.manifest
+        return latest if latest is not None and WeightsLabel.from_proto(latest.weights) == label else None
+
     @property
     def delta_fallbacks(self) -> int:
         """Deltas that were of no use, so that a full copy was fetched."""

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import redis
@@ -16,7 +16,9 @@ from tersely.queue import LeaseKeeper, QuarantineReader, RunKeys, WorkStream, co
 from tersely.queue.embedded import EmbeddedServer
 from tersely.rollout.engines.base import EngineSettings, GeneratedGroup
 from tersely.rollout.engines.stub import StubEngine
+from tersely.rollout.fetching import WeightsFetcher
 from tersely.rollout.holder import WeightsHolder
+from tersely.rollout.leases import LeaseDesk
 from tersely.rollout.worker import RolloutWorker
 from tersely.testing.engines import LABEL, group
 from tersely.types import GroupId, NodeId, PolicyVersion, RunId, WeightsLabel
@@ -30,6 +32,7 @@ class FakeSource:
 
     def __init__(self, newest: WeightsLabel | None, *served: WeightsLabel) -> None:
         self.newest, self.served = newest, set(served)
+        self.withheld: set[WeightsLabel] = set()
         self.fetched: list[WeightsLabel] = []
 
     def wait_for_version(
@@ -41,32 +44,50 @@ class FakeSource:
         return checkpoint_pb2.WeightsManifest(weights=self.newest.to_proto())
 
     def fetch(self, want: WeightsLabel, base: WeightsLabel | None = None) -> dict[str, torch.Tensor]:
+        while want in self.withheld:
+            time.sleep(0.005)
         if want not in self.served:
             raise WeightsUnavailable(f"no {want}")
         self.fetched.append(want)
         return {"w": torch.zeros(2)}
 
+    def manifest(self, label: WeightsLabel) -> checkpoint_pb2.WeightsManifest | None:
+        return None
+
 
 class FaultyEngine(StubEngine):
-    """A stub that can be told to fail on a prompt, or to wait inside a group until it is cancelled."""
+    """A stub that can be told to fail on a prompt, or to go on for ever; it notes each group with those beside it."""
 
     failing: str = ""
-    blocking = False
-    batches: list[list[str]]
+    endless = False
+    admitted: list[list[str]]
+    asked: list[str]
 
-    def generate(self, groups: Any, cancelled: Callable[[], bool]) -> Iterator[GeneratedGroup]:
-        self.batches = [*getattr(self, "batches", []), [g.group_id for g in groups]]
-        if self.failing in [g.prompt_id for g in groups]:
+    def admit(self, group: group_pb2.PromptGroup) -> None:
+        self.admitted = [*getattr(self, "admitted", []), [*self._running, group.group_id]]
+        super().admit(group)
+
+    def step(self) -> list[GeneratedGroup]:
+        if self.failing in self._running:
             raise RuntimeError("out of memory")
-        while self.blocking and not cancelled():
+        if self.endless:
             time.sleep(0.005)
-        yield from super().generate(groups, cancelled)
+            return []
+        return super().step()
 
 
 class Ring:
     """A worker on a real server, run in a thread until what a test waits for has come."""
 
-    def __init__(self, client: redis.Redis, folder: Path, source: FakeSource, **options: Any) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        folder: Path,
+        source: FakeSource,
+        swap: Literal["drain", "inflight"] = "drain",
+        max_staleness: int = 0,
+        **options: Any,
+    ) -> None:
         self.client, self.keys = client, RunKeys(RunId(folder.name))
         self.stream = self.consumer("worker", **options)
         self.stream.create()
@@ -75,22 +96,23 @@ class Ring:
         )
         self.next.create()
         self.source, self.stopping = source, threading.Event()
-        self.engine = FaultyEngine(EngineSettings(batch_sequences=12))
+        self.engine = FaultyEngine(EngineSettings(batch_sequences=12), step_tokens=1)
         (folder / "config.json").write_text(json.dumps({"vocab_size": 50}))
         self.reports: list[dict[str, Any]] = []
         self.error: TerselyError | None = None
         self.keeper = LeaseKeeper(self.stream)
+        self.leases = LeaseDesk(self.stream, self.keys.completions, self.keeper, self.stopping, 0.2, 0.01)
+        self.fetcher = WeightsFetcher(source, pause_seconds=0.01)
         self.worker = RolloutWorker(
             node_id=NodeId("worker"),
-            prompts=self.stream,
-            completions_key=self.keys.completions,
-            keeper=self.keeper,
-            holder=WeightsHolder(self.engine, source, folder),
+            leases=self.leases,
+            holder=WeightsHolder(self.engine, source, self.fetcher, folder),
             engine=self.engine,
             decode=lambda ids: " ".join(map(str, ids)),
             report=lambda **fields: self.reports.append(fields),
             stopping=self.stopping,
-            redis_patience_seconds=0.2,
+            swap=swap,
+            max_staleness=max_staleness,
             pause_seconds=0.01,
         )
 
@@ -111,7 +133,7 @@ class Ring:
             except TerselyError as error:
                 self.error = error
 
-        with self.keeper:
+        with self.keeper, self.fetcher:
             thread = threading.Thread(target=target)
             thread.start()
             deadline = time.monotonic() + seconds
@@ -190,7 +212,7 @@ def test_groups_without_required_order_share_a_batch_and_exact_ones_do_not(make_
         group([1], name="t1", exact=True),
     )
     ring.run(until=ring.done(5))
-    assert ring.engine.batches == [["e0", "e1", "e2"], ["t0"], ["t1"]]
+    assert ring.engine.admitted == [["e0"], ["e0", "e1"], ["e0", "e1", "e2"], ["t0"], ["t1"]]
 
 
 def test_weights_that_are_gone_send_the_group_back_and_then_strike_it(make_ring: MakeRing) -> None:
@@ -230,7 +252,7 @@ def test_an_entry_that_is_no_group_is_struck(make_ring: MakeRing) -> None:
 
 def test_a_drain_abandons_generation_and_gives_leases_back_without_a_strike(make_ring: MakeRing) -> None:
     ring = make_ring(FakeSource(LABEL, LABEL))
-    ring.engine.blocking = True
+    ring.engine.endless = True
     ring.add(group([1], name="a"), group([1], name="b"))
     ring.run(until=lambda: ring.stream.depth().leased == 2 and ring.reports[-1]["state"] == "generating")
     assert ring.error is None
@@ -252,26 +274,26 @@ def test_a_lease_lost_to_another_worker_is_dropped_and_counted(
 
     monkeypatch.setattr(ring.stream, "forward", lost)
     ring.add(group([1], name="a"))
-    ring.run(until=lambda: ring.worker.leases_lost == 1)
-    assert ring.worker.leases_lost == 1
+    ring.run(until=lambda: ring.leases.lost_count == 1)
+    assert ring.leases.lost_count == 1
     assert ring.worker.groups_finished == 0
     assert ring.results() == {}
 
 
 def test_generation_stops_when_all_its_leases_have_gone_to_others(make_ring: MakeRing) -> None:
     ring = make_ring(FakeSource(LABEL, LABEL), lease_seconds=3.0)
-    ring.engine.blocking = True
+    ring.engine.endless = True
     ring.add(group([1], name="a"))
     thief = ring.consumer("thief", lease_seconds=3.0)
 
     def steal() -> bool:
-        if ring.stream.depth().leased == 1 and ring.worker.leases_lost == 0:
+        if ring.stream.depth().leased == 1 and ring.leases.lost_count == 0:
             (entry,) = ring.client.xpending_range(ring.keys.prompts, "rollout", "-", "+", 1)
             ring.client.xclaim(ring.keys.prompts, "rollout", "thief", 0, [entry["message_id"]], justid=True)
-        return ring.worker.leases_lost == 1
+        return ring.leases.lost_count == 1
 
     ring.run(until=steal)
-    assert ring.worker.leases_lost == 1
+    assert ring.leases.lost_count == 1
     assert [lease.group_id for lease in thief.pending_of_consumer()] == ["a"]
 
 
