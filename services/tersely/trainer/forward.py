@@ -85,11 +85,11 @@ def completion_logprobs_shared(
         RuntimeError: if the model drops the cache (gradient checkpointing of Transformers is on).
     """
     states = prompt_states(model, prompt_P, settings)
-    parts = []
-    for rows in shared_parts(lengths, limit=_limit(settings)):
-        result = shared_logprobs(model, states, completion_GC, lengths, rows, settings)
-        parts.append((rows, result))
-    return _gather(parts, completion_GC)
+    parts = shared_parts(lengths, limit=_limit(settings))
+    return _gather(
+        [(rows, shared_logprobs(model, states, completion_GC, lengths, rows, settings)) for rows in parts],
+        completion_GC,
+    )
 
 
 def completion_logprobs_padded(
@@ -100,11 +100,11 @@ def completion_logprobs_padded(
     settings: ForwardSettings,
 ) -> CompletionLogprobs:
     """Every row as prompt + completion, without a cache. Arguments as for the shared way."""
-    parts = []
-    for rows in padded_parts(prompt_P.shape[0], lengths, limit=_limit(settings)):
-        result = padded_logprobs(model, prompt_P, completion_GC, lengths, rows, settings)
-        parts.append((rows, result))
-    return _gather(parts, completion_GC)
+    parts = padded_parts(prompt_P.shape[0], lengths, limit=_limit(settings))
+    return _gather(
+        [(rows, padded_logprobs(model, prompt_P, completion_GC, lengths, rows, settings)) for rows in parts],
+        completion_GC,
+    )
 
 
 def shared_parts(lengths: Sequence[int], *, limit: int | None) -> list[list[int]]:

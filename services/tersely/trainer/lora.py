@@ -12,9 +12,9 @@ Shape letters: N positions, I inputs and O outputs of a layer, R rank.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import peft
 import torch
@@ -23,7 +23,7 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from tersely.config.learner import LearnerSection, LoraSection
 from tersely.errors import ModelInvalid
 from tersely.models.linear import product
-from tersely.trainer.masters import AdamMasters, GradNorm
+from tersely.trainer.masters import AdamMasters, Hooks
 
 ADAPTER = "default"
 _WAY_OUT = "Set learner.lora.targets to names of linear layers of this model, as in its config or model card."
@@ -122,18 +122,10 @@ class AdapterWeights(AdamMasters):
     Args:
         model: The model that runs, after `add_adapters`.
         section: Optimizer and adapter settings.
-        grad_norm: As for `AdamMasters`.
-        after_change: As for `AdamMasters`.
+        **hooks: See `Hooks`.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        section: LearnerSection,
-        *,
-        grad_norm: GradNorm = torch.nn.utils.get_total_norm,
-        after_change: Callable[[Iterable[torch.Tensor]], None] | None = None,
-    ) -> None:
+    def __init__(self, model: torch.nn.Module, section: LearnerSection, **hooks: Unpack[Hooks]) -> None:
         assert section.lora is not None
         self._section = section.lora
         self._layers = {name: module for name, module in model.named_modules() if isinstance(module, MergedLinear)}
@@ -152,7 +144,7 @@ class AdapterWeights(AdamMasters):
             for name, layer in self._layers.items()
             for letter, factor in zip("AB", layer.factors, strict=True)
         }
-        super().__init__(masters, section, grad_norm=grad_norm, after_change=after_change)
+        super().__init__(masters, section, **hooks)
 
     @torch.no_grad()
     def published(self) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 
@@ -26,30 +26,36 @@ GradNorm = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 """Gradients -> their L2 norm, a scalar."""
 
 
+class Hooks(TypedDict, total=False):
+    """Where several ranks have a say; arguments of every AdamMasters.
+
+    Attributes:
+        grad_norm: L2 norm over all gradients of the model.
+        after_change: Called with the masters after every change of them.
+    """
+
+    grad_norm: GradNorm
+    after_change: Callable[[Iterable[torch.Tensor]], None]
+
+
 class AdamMasters(ABC):
     """fp32 tensors with AdamW, apart from what the model makes of them.
 
     Args:
         masters: By name; changed in place.
         section: Optimizer settings. Weight decay leaves vectors (norms, biases) alone.
-        grad_norm: L2 norm over all gradients of the model.
-        after_change: Called with the masters after every change of them.
+        **hooks: See Hooks.
     """
 
     def __init__(
-        self,
-        masters: Mapping[str, torch.nn.Parameter],
-        section: LearnerSection,
-        *,
-        grad_norm: GradNorm = torch.nn.utils.get_total_norm,
-        after_change: Callable[[Iterable[torch.Tensor]], None] | None = None,
+        self, masters: Mapping[str, torch.nn.Parameter], section: LearnerSection, **hooks: Unpack[Hooks]
     ) -> None:
         self._masters = dict(sorted(masters.items()))
         matrices = [master for master in self._masters.values() if master.dim() > 1]
         vectors = [master for master in self._masters.values() if master.dim() <= 1]
         self._max_grad_norm = section.max_grad_norm
-        self._grad_norm = grad_norm
-        self._after_change = after_change
+        self._grad_norm = hooks.get("grad_norm", torch.nn.utils.get_total_norm)
+        self._after_change = hooks.get("after_change")
         self._optimizer = torch.optim.AdamW(
             [
                 {"params": matrices, "weight_decay": section.weight_decay},
@@ -159,24 +165,16 @@ class MasterWeights(AdamMasters):
     Args:
         model: The model that runs, in fp32; its parameters are written in place.
         section: Optimizer settings.
-        grad_norm: As for `AdamMasters`.
-        after_change: As for `AdamMasters`.
+        **hooks: See Hooks.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        section: LearnerSection,
-        *,
-        grad_norm: GradNorm = torch.nn.utils.get_total_norm,
-        after_change: Callable[[Iterable[torch.Tensor]], None] | None = None,
-    ) -> None:
+    def __init__(self, model: torch.nn.Module, section: LearnerSection, **hooks: Unpack[Hooks]) -> None:
         self._parameters = dict(sorted(model.named_parameters()))
         masters = {
             name: torch.nn.Parameter(parameter.detach().to(torch.float32, copy=True))
             for name, parameter in self._parameters.items()
         }
-        super().__init__(masters, section, grad_norm=grad_norm, after_change=after_change)
+        super().__init__(masters, section, **hooks)
 
     @torch.no_grad()
     def published(self) -> dict[str, torch.Tensor]:
