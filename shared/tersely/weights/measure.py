@@ -1,8 +1,7 @@
-"""What deltas between the checkpoints of a run cost: `tersely bench weights`."""
+"""What deltas between the versions of a run cost: `tersely bench weights`."""
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -10,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from tersely.errors import CheckpointInvalid
 from tersely.weights.blocks import Values, values
 from tersely.weights.delta import decode_delta, encode_delta
 from tersely.weights.digest import ITEM_BYTES
 from tersely.weights.snapshot import Snapshot
+from tersely.weights.versions import find_versions, origin_of, read_version
 
-_MASTER = "master/"
 _MERGED = 8
 _MEDIANS = ("delta_bytes", "ratio", "over_entropy", "encode_seconds", "decode_seconds")
 
@@ -26,12 +23,10 @@ _MEDIANS = ("delta_bytes", "ratio", "over_entropy", "encode_seconds", "decode_se
 def measure(
     checkpoints: Path, threads: int | None = None, progress: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
-    """Encodes and decodes the delta between each two neighbouring checkpoints, and one over the first up to nine.
-
-    The published bits are the fp32 masters rounded to bfloat16; that they are is checked by their hash.
+    """Encodes and decodes the delta between each two neighbouring versions, and one over the first up to nine.
 
     Args:
-        checkpoints: A run directory, or its folder of checkpoints.
+        checkpoints: A run directory, its folder of checkpoints, or a folder of recorded versions.
         threads: Threads of encoder and decoder; none: half of the cores.
         progress: Told of each pair.
 
@@ -40,20 +35,14 @@ def measure(
         `entropy_bytes` is that of the changed positions (independent, per tensor) and of their XORed values (order 0).
 
     Raises:
-        CheckpointInvalid: There are fewer than two checkpoints, or one can't be read or isn't what was published.
+        CheckpointInvalid: There are fewer than two versions, or one can't be read or isn't what was published.
     """
-    folder = checkpoints / "checkpoints" if (checkpoints / "checkpoints").is_dir() else checkpoints
-    found = sorted(path for path in folder.glob("step-[0-9]*") if (path / "state.json").is_file())
-    if len(found) < 2:
-        raise CheckpointInvalid(
-            f"{folder} holds {len(found)} checkpoints; a delta needs two.",
-            "Name a run directory with at least two checkpoints (run.checkpoint_every, run.keep_checkpoints).",
-        )
+    found = find_versions(checkpoints)
     pairs: list[dict[str, Any]] = []
     merged: dict[str, Any] | None = None
-    first = previous = _published(found[0])
+    first = previous = read_version(found[0])
     for number, path in enumerate(found[1:], 1):
-        current = _published(path)
+        current = read_version(path)
         pairs.append(_pair(previous, current, threads))
         progress(f"{found[number - 1].name} -> {path.name}: {pairs[-1]['ratio']} times smaller")
         if number == min(_MERGED, len(found) - 1) and number > 1:
@@ -62,42 +51,22 @@ def measure(
     count = min(_MERGED, len(pairs))
     over_sum = merged and round(merged["delta_bytes"] / sum(pair["delta_bytes"] for pair in pairs[:count]), 3)
     middle = {key: statistics.median(pair[key] for pair in pairs) for key in _MEDIANS}
+    origin = origin_of(found[0])
     return {
-        _title(folder): {
+        origin.title if origin else found[0].parent.name: {
+            "model": origin and origin.model,
+            "learning_rate": origin and origin.learning_rate,
+            "data": origin and origin.data,
             "full_bytes": pairs[0]["full_bytes"],
             **middle,
             "merged_8_over_sum": over_sum if count == _MERGED else None,
             "merged_pairs": count,
             "merged_over_sum": over_sum,
+            "merged": merged,
             "bit_exact": all(pair["bit_exact"] for pair in [*pairs, *([merged] if merged else [])]),
             "pairs": pairs,
         }
     }
-
-
-def _published(checkpoint: Path) -> Snapshot:
-    """The snapshot that the trainer made of a checkpoint's masters."""
-    import torch
-
-    try:
-        with safe_open(checkpoint / "state.safetensors", "pt") as file:
-            names = [name for name in file.keys() if name.startswith(_MASTER)]  # noqa: SIM118 - not a mapping
-            tensors = {name.removeprefix(_MASTER): file.get_tensor(name).to(torch.bfloat16) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointInvalid(f"Can't read {checkpoint}: {error}", "Name checkpoints that are whole.") from None
-    if not tensors:
-        raise CheckpointInvalid(f"{checkpoint} holds no full masters.", "Name checkpoints of a run without LoRA.")
-    version = int(checkpoint.name.removeprefix("step-"))
-    snapshot = Snapshot.build(
-        version, tensors, run_id="bench", model_files=(), stop_token_ids=(), chunk_bytes=1 << 20, incarnation=0
-    )
-    expected = json.loads((checkpoint / "state.json").read_text())["weights_sha256"]
-    if snapshot.label.weights_sha256 != expected:
-        raise CheckpointInvalid(
-            f"The masters in {checkpoint}, rounded, are not the weights that were published ({expected[:8]}).",
-            "The checkpoint is damaged, or this version of tersely rounds or names tensors in another way.",
-        )
-    return snapshot
 
 
 def _pair(base: Snapshot, want: Snapshot, threads: int | None) -> dict[str, Any]:
@@ -140,12 +109,3 @@ def _entropy(counts: Values) -> float:
     """Bits per symbol."""
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log2(share)).sum())
-
-
-def _title(folder: Path) -> str:
-    """MODEL@LR from the run's recipe; the folder's name where there is none."""
-    try:
-        recipe = json.loads((folder.parent / "recipe.json").read_text())
-        return f"{recipe['model']['name']}@{recipe['learner']['learning_rate']:g}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return folder.parent.name
