@@ -120,6 +120,15 @@ class WeightsClient:
         return self._watch.wait(timeout_seconds, other_than)
 
     def fetch(self, want: WeightsLabel, base: WeightsLabel | None = None) -> dict[str, Tensor]:
+        """Fetches one version as tensors; see `fetch_held`.
+
+        Returns:
+            Name to CPU tensor, bfloat16 or float32 as published; tied tensors once. They share one buffer, which is the
+            base of the next delta: whoever changes them pays with a full copy.
+        """
+        return self.fetch_held(want, base).tensors()
+
+    def fetch_held(self, want: WeightsLabel, base: WeightsLabel | None = None) -> HeldWeights:
         """Fetches one version, whole and checked.
 
         A broken stream is resumed from the byte that is here. If a delta is of no use, all is fetched; if the hash of a
@@ -130,8 +139,7 @@ class WeightsClient:
             base: What the caller holds; where it is what was fetched last, the trainer may send a delta against it.
 
         Returns:
-            Name to CPU tensor, bfloat16 or float32 as published; tied tensors once. They share one buffer, which is the
-            base of the next delta: whoever changes them pays with a full copy.
+            Bytes and layout; no tensor is made.
 
         Raises:
             WeightsUnavailable: The trainer doesn't hold these weights.
@@ -164,7 +172,7 @@ class WeightsClient:
         self.counts.deltas += receiver.is_delta
         self.counts.full_copies += not receiver.is_delta
         self._held = receiver.held()
-        return self._held.tensors()
+        return self._held
 
     def manifest(self, label: WeightsLabel) -> checkpoint_pb2.WeightsManifest | None:
         """Manifest of the version fetched last, or of the newest announced; None for any other."""
