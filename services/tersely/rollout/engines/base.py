@@ -45,7 +45,7 @@ class Capabilities:
         bit_exact: Groups with required weights come out the same, bit for bit, in any process with as many threads.
         batch_sequences: Most sequences it decodes together.
         dtype: Arithmetic of the forward pass: `float32`, `bfloat16`, `float16` or `float64`; `none` without a model.
-        in_flight: Whether `swap` may come while groups are running.
+        in_flight: Whether `swap`, and the `score` that proves it, may come while groups are running.
         logprob_tolerance: Most difference, nats, between `score` and the learner's fp32 logprobs of the same weights.
     """
 
@@ -107,7 +107,10 @@ class Engine(Protocol):
         """Forgets a running group at once; an unknown one is left alone."""
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
-        """Log-probability (temperature 1) of each id from the second on, given those before it; nothing may run."""
+        """Log-probability (temperature 1) of each id from the second on, given those before it.
+
+        What runs is untouched; engines that can't swap in flight may ask that nothing runs.
+        """
 
     def capabilities(self) -> Capabilities:
         """What this engine can do."""

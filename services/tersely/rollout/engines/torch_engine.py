@@ -217,13 +217,13 @@ class TorchEngine:
 
     @torch.inference_mode()
     def score(self, token_ids: Sequence[int]) -> list[float]:
-        """Log-probability (temperature 1) of each id from the second on, given those before it; nothing may run.
+        """Log-probability (temperature 1) of each id from the second on, given those before it; what runs is untouched.
 
         Raises:
-            EngineFailed: Nothing is loaded, or groups are running.
+            EngineFailed: Nothing is loaded.
         """
-        if self._model is None or self._batches:
-            raise EngineFailed("Ids are scored with a model loaded and nothing running.", "Finish the groups first.")
+        if self._model is None:
+            raise EngineFailed("Ids are scored with a model loaded.", "Load one first.")
         ids_1N = torch.tensor([list(token_ids)], device=self._device)
         logits_NV = self._model(input_ids=ids_1N, use_cache=False).logits[0, :-1].float()
         logprobs_NV = torch.log_softmax(logits_NV, dim=-1)
