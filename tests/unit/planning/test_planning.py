@@ -212,6 +212,26 @@ def test_on_an_accelerator_the_snapshots_stay_on_the_host(large: ModelFacts) -> 
     assert found["devices"]["cuda"]["memory_bytes"] is None
 
 
+@pytest.mark.parametrize(
+    ("rpc", "prompts", "held"),
+    [
+        ({}, 8, 4),
+        ({"snapshots": 8}, 0, 8),
+        ({"snapshots": 8, "snapshot_bytes": 3.5}, 0, 3),
+        ({"snapshot_bytes": 0}, 8, 2),
+    ],
+)
+def test_snapshots_are_as_many_as_the_recipe_lets_the_trainer_keep(
+    large: ModelFacts, rpc: dict[str, float], prompts: int, held: int
+) -> None:
+    size = 2 * large.parameters
+    if "snapshot_bytes" in rpc:
+        rpc = {**rpc, "snapshot_bytes": int(rpc["snapshot_bytes"] * size)}
+    found = plan(recipe(rpc=rpc, evaluation={"prompts": prompts}), large, device="cpu").as_json()
+    (trainer,) = (node["memory"] for node in found["nodes"] if node["node"] == "trainer")
+    assert trainer["snapshots"] == held * size
+
+
 def write_recipe(folder: Path, model: Path, text: str) -> Path:
     rows = [{"id": str(i), "document": tiny_text()[i * 200 :][:800], "summary": "short"} for i in range(4)]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

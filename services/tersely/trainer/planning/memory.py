@@ -52,9 +52,6 @@ QUEUE_BASE_BYTES = 90 * MIB
 
 ACCELERATOR_CONTEXT_BYTES = 500 * MIB
 HEAP_FACTOR = 1.10
-SNAPSHOTS_HELD = 3
-"""Versions that the trainer keeps for its workers; one more while it publishes or evaluates."""
-
 SHELF_BYTES, SHELF_ENTRIES = 256 << 20, 64
 """Most that the trainer keeps of deltas between snapshots."""
 
@@ -108,6 +105,19 @@ def activation_bytes(part: Part, facts: ModelFacts, *, autocast: bool) -> int:
     return facts.layers * per_layer + copies + 8 * positions * facts.hidden + 8 * part.tokens * facts.hidden
 
 
+def snapshots_held(recipe: Recipe, snapshot_bytes: int) -> int:
+    """Versions that the trainer keeps for its workers, with the first one where held-out prompts are sampled with it.
+
+    Args:
+        recipe: Settings; those of `rpc` say how many.
+        snapshot_bytes: Of one version.
+    """
+    newest, limit = recipe.rpc.snapshots, recipe.rpc.snapshot_bytes
+    if limit is not None:
+        newest = min(newest, max(1, limit // snapshot_bytes))
+    return newest + (1 if recipe.evaluation.prompts else 0)
+
+
 def trainer_memory(recipe: Recipe, facts: ModelFacts, work: Workload, device: str) -> dict[str, ProcessMemory]:
     """Memory of the trainer, by device: `cpu`, and the accelerator if it trains on one.
 
@@ -127,7 +137,7 @@ def trainer_memory(recipe: Recipe, facts: ModelFacts, work: Workload, device: st
         learner["reference"] = full
     backward = learner | _backward(recipe, facts, work, trained, autocast=device != "cpu")
     optimizer = learner | {"gradients": trained, "rounding": 2 * facts.largest}
-    held = SNAPSHOTS_HELD + (1 if recipe.evaluation.prompts else 0)
+    held = snapshots_held(recipe, full // 2)
     deltas = min(SHELF_BYTES, min(SHELF_ENTRIES, recipe.run.steps) * round(DELTA_SHARE * full / 2))
     host: Parts = {"libraries": TRAINER_BASE_BYTES, "snapshots": held * full // 2, "deltas": deltas}
     publish = {"published copy": full}
