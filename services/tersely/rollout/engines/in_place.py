@@ -23,24 +23,37 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         EngineFailed: A tensor is missing, unknown, of another shape, or of a dtype that would be rounded.
     """
     own: dict[str, Tensor] = dict(model.state_dict(keep_vars=True))
+    for name, source in matched(own, weights).items():
+        own[name].copy_(source)
+
+
+def matched(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights by a model's own names, tied ones once, under their first name.
+
+    Args:
+        own: The model's state dict with `keep_vars=True`; meta tensors will do. Tied tensors are one object.
+        weights: What is to be put there.
+
+    Raises:
+        EngineFailed: A tensor is missing, unknown, of another shape, or of a dtype that would be rounded.
+    """
     unknown = sorted(set(weights) - set(own))
     if unknown:
         raise EngineFailed(f"The weights hold {len(unknown)} tensors the model lacks, e.g. {unknown[0]}.", _WAY_OUT)
     tied: dict[int, list[str]] = {}
     for name, tensor in own.items():
-        tied.setdefault(tensor.data_ptr(), []).append(name)
-    copies: list[tuple[Tensor, Tensor]] = []
+        tied.setdefault(id(tensor), []).append(name)
+    sources: dict[str, Tensor] = {}
     for names in tied.values():
         given = [name for name in names if name in weights]
         if not given:
             raise EngineFailed(f"The weights lack the tensor {names[0]}.", _WAY_OUT)
-        source, target = weights[given[0]], own[names[0]]
-        _check(given[0], source, target)
+        source = weights[given[0]]
+        _check(given[0], source, own[names[0]])
         if any(not torch.equal(weights[name], source) for name in given[1:]):
             raise EngineFailed(f"The model ties {' and '.join(given)}, but their weights differ.", _WAY_OUT)
-        copies.append((target, source))
-    for target, source in copies:
-        target.copy_(source)
+        sources[names[0]] = source
+    return sources
 
 
 def _check(name: str, source: Tensor, target: Tensor) -> None:
