@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,17 @@ import structlog
 
 from tersely.errors import ConfigValue, RedisOutOfMemory, RedisUnreachable, TrainerUnreachable, WeightsUnavailable
 from tersely.models.cache import cache_folder
-from tersely.models.tokenizer import PolicyTokenizer
 from tersely.node.drain import DrainSignal
 from tersely.node.heartbeat import Heartbeater
 from tersely.node.join import Joined, join
 from tersely.node.options import ServiceOptions
 from tersely.queue import LeaseKeeper, RunKeys, WorkStream
-from tersely.rollout.engines import Engine, EngineSettings, open_engine
-from tersely.rollout.fetching import WeightsFetcher
+from tersely.rollout.engines import Capabilities, Engine, EngineSettings, open_engine
+from tersely.rollout.fetching import WeightsFetcher, WeightsSource
 from tersely.rollout.holder import WeightsHolder
 from tersely.rollout.leases import LeaseDesk
 from tersely.rollout.presence import TrainerPresence
+from tersely.rollout.without_model import ShapesOnly, plain_decoder
 from tersely.rollout.worker import RolloutWorker
 from tersely.telemetry.logging import configure_logging
 from tersely.types import RunId
@@ -123,11 +123,10 @@ def _work_in(joined: Joined, engines: _Engines, stopping: threading.Event) -> No
         if manifest is None:
             return
         model_folder = weights.fetch_model_folder(_folder_for(manifest))
-        tokenizer = PolicyTokenizer.from_folder(model_folder)
         engine = engines.engine_for(joined)
-
-        fetcher = WeightsFetcher(weights, engine.label)
         can = engine.capabilities()
+        source, decode = _means_of(can, weights, model_folder)
+        fetcher = WeightsFetcher(source, engine.label)
         if recipe.rollout.swap == "inflight" and not can.in_flight:
             _log.warning("swap_in_flight_not_offered", engine=can.name, instead="drain")
 
@@ -140,15 +139,26 @@ def _work_in(joined: Joined, engines: _Engines, stopping: threading.Event) -> No
         RolloutWorker(
             node_id=joined.node_id,
             leases=LeaseDesk(prompts, keys.completions, stack.enter_context(LeaseKeeper(prompts)), stopping),
-            holder=WeightsHolder(engine, weights, fetcher, model_folder),
+            holder=WeightsHolder(engine, source, fetcher, model_folder),
             engine=engine,
-            decode=tokenizer.decode,
+            decode=decode,
             report=report,
             stopping=stopping,
             swap=recipe.rollout.swap,
             max_staleness=recipe.run.max_staleness,
             check_trainer=presence.check,
         ).run()
+
+
+def _means_of(
+    can: Capabilities, weights: WeightsClient, model_folder: Path
+) -> tuple[WeightsSource, Callable[[Sequence[int]], str]]:
+    """Where the engine's weights come from, and how its ids become text."""
+    if can.dtype == "none":
+        return ShapesOnly(weights), plain_decoder(model_folder)
+    from tersely.models.tokenizer import PolicyTokenizer
+
+    return weights, PolicyTokenizer.from_folder(model_folder).decode
 
 
 @contextmanager
