@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tersely.cli import bench_weights
+from tersely.cli import bench_ring, bench_weights
 from tersely.cli.options import JsonOption
 
 
@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
     group.callback()(lambda: None)
     group.command("learner", help="Shared against padded forward, and the whole step against TRL, in turns.")(learner)
     bench_weights.register(group)
+    bench_ring.register(group)
     app.add_typer(group, name="bench")
 
 

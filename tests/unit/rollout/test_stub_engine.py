@@ -10,7 +10,8 @@ import pytest
 
 from tersely.errors import ConfigValue, EngineFailed
 from tersely.rollout.engines.base import EngineSettings, GeneratedGroup, generate
-from tersely.rollout.engines.stub import STEP_SECONDS_ENV, StubEngine
+from tersely.rollout.engines.stub import StubEngine
+from tersely.testing.stub_pace import STEP_SECONDS_ENV
 from tersely.types import PolicyVersion, WeightsLabel
 from tersely.v1 import common_pb2, group_pb2
 

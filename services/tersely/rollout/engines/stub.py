@@ -17,16 +17,12 @@ import numpy as np
 from tersely.errors import ConfigValue, EngineFailed
 from tersely.grpo.seeds import uniform
 from tersely.rollout.engines.base import Capabilities, EngineSettings, GeneratedGroup, is_bit_exact
+from tersely.testing.stub_pace import STEP_SECONDS_ENV, STEP_TOKENS_ENV
 from tersely.types import WeightsLabel
 from tersely.v1 import common_pb2, group_pb2
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-STEP_SECONDS_ENV = "TERSELY_STUB_STEP_SECONDS"
-"""Environment variable: seconds that each step sleeps, as if it computed; 0 where it is not set."""
-STEP_TOKENS_ENV = "TERSELY_STUB_STEP_TOKENS"
-"""Environment variable: tokens of each sequence per step; 4 where it is not set."""
 
 _LENGTH_POSITION = 2**32 - 1
 """Position in the seed space that no token can have: it decides the length."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tersely.models.device import set_threads
-from tersely.models.linear import has_fast_product
 from tersely.models.locate import locate_model
 from tersely.trainer.benching.learning import LearnerBench, Timing
+from tersely.trainer.benching.machine import machine_facts
 from tersely.trainer.benching.shapes import GRID, HEADLINE, LARGE
 from tersely.trainer.benching.turns import Turns, find_peer, waiting_settings
 
@@ -73,7 +72,7 @@ def run_bench_learner(
             "threads": number,
             "environment": waiting_settings(),
             "load_before": round(load, 2),
-            "machine": _machine(),
+            "machine": machine_facts(),
             "versions": {name: metadata.version(name) for name in ("tersely", "torch", "transformers")},
             "learner": {name: asdict(timing) for name, timing in learner.items()},
             "shared_over_plain": {HEADLINE.name: _rounded(headline.ratio("plain"))},
@@ -120,19 +119,3 @@ def _median(results: list[dict[str, Any]]) -> float:
 
 def _rounded(value: float | None, digits: int = 2) -> float | None:
     return None if value is None else round(value, digits)
-
-
-def _machine() -> dict[str, Any]:
-    """Processor, cores and whether this machine has the faster product."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
-    return {
-        "processor": name,
-        "cores": os.cpu_count(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "fast_linears": has_fast_product(),
-    }
