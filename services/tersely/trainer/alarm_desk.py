@@ -15,6 +15,7 @@ from tersely.trainer.checkpoint import Checkpoint
 from tersely.trainer.history import History, Rollback
 from tersely.trainer.keeper import CheckpointKeeper
 from tersely.trainer.parts import Parts, Standing
+from tersely.trainer.publishing import prepare_version
 from tersely.trainer.resume import commit_rollback
 from tersely.v1 import group_pb2
 
@@ -103,7 +104,7 @@ class AlarmDesk:
         parts, standing = self._parts, self._standing
         parts.directory.check_incarnation()
         parts.learner.load_state(target.tensors(), target.learner)
-        prepared = parts.store.prepare(standing.next_version(), parts.learner.published())
+        prepared = prepare_version(parts.store, standing.next_version(), parts.learner)
         if prepared.label.weights_sha256 != target.weights_sha256:
             raise CheckpointInvalid(
                 f"The state in {target.path} does not give the weights it was written with.",

@@ -26,9 +26,11 @@ from tersely.trainer.groups import BatchCounts, GroupRows, TrainingGroup, batch_
 from tersely.trainer.health import PassSums, StepHealth, step_health
 from tersely.trainer.masters import AdamMasters, MasterWeights
 from tersely.trainer.micro_batches import backward_in_parts
-from tersely.trainer.probe import choose_forward
+from tersely.trainer.probe import choose_forward, probe_logprobs
 from tersely.trainer.reference import Reference
 from tersely.trainer.schedule import learning_rate
+from tersely.weights.adapter import AdapterLayer
+from tersely.weights.probe import Probe
 
 __all__ = ["Learner", "TrainingGroup"]
 
@@ -180,6 +182,15 @@ class Learner:
     def published(self) -> dict[str, torch.Tensor]:
         """The policy as samplers get it: bf16 copies on the CPU by sorted name, tied tensors once."""
         return self._masters.published()
+
+    def probe(self) -> Probe:
+        """What the published weights say of a few fixed tokens, in fp32."""
+        with self._ranks.weights():
+            return probe_logprobs(self._model)
+
+    def low_rank(self) -> list[AdapterLayer] | None:
+        """What the published weights differ in from those of version 0; None: all weights are trained."""
+        return self._masters.low_rank()
 
     def adapter(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
         """Config and fp32 tensors of the adapter in peft's format; None: all weights are trained."""

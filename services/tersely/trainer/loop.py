@@ -18,6 +18,7 @@ from tersely.trainer.history import History
 from tersely.trainer.keeper import CheckpointKeeper
 from tersely.trainer.parts import Every, Parts, Standing
 from tersely.trainer.patience import Patience
+from tersely.trainer.publishing import prepare_version
 from tersely.trainer.resume import Position, commit_version
 from tersely.trainer.ring import Arrival
 from tersely.trainer.samples import training_group
@@ -198,7 +199,7 @@ class TrainingLoop:
     def _publish(self, step: int) -> None:
         parts, standing = self._parts, self._standing
         parts.directory.check_incarnation()
-        prepared = parts.store.prepare(standing.next_version(), parts.learner.published())
+        prepared = prepare_version(parts.store, standing.next_version(), parts.learner)
         commit_version(parts.wal, step, prepared.label)
         self._history.committed(step, prepared.label)
         parts.collector.know_label(prepared.label)

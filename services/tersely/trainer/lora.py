@@ -1,10 +1,10 @@
 """Low-rank adapters by peft (LoRA, arXiv 2106.09685), trained through the weights that are published.
 
 peft runs base and adapter side by side; samplers run one merged matrix in bf16. Here the learner runs that matrix too:
-W = bf16(W0 + scale * B A), scale = alpha / rank, so learner and samplers mean the same weights and samplers need no
-adapter code. Rounding has no useful derivative and counts as the identity (straight-through): with G the gradient of W,
-B gets scale * G A^T and A gets scale * B^T G. Both are made from a layer's input and output gradient through the rank;
-G, as large as W, is never formed.
+W = bf16(W0 + scale * B A), scale = alpha / rank, so learner and samplers mean the same weights. The sum is in float64,
+so that a worker on another machine that gets A and B alone merges to the same bits. Rounding has no useful derivative and
+counts as the identity (straight-through): with G the gradient of W, B gets scale * G A^T and A gets scale * B^T G. Both
+are made from a layer's input and output gradient through the rank; G, as large as W, is never formed.
 
 Shape letters: N positions, I inputs and O outputs of a layer, R rank.
 """
@@ -24,6 +24,7 @@ from tersely.config.learner import LearnerSection, LoraSection
 from tersely.errors import ModelInvalid
 from tersely.models.linear import product
 from tersely.trainer.masters import AdamMasters, Hooks
+from tersely.weights.adapter import AdapterLayer, merge_into
 
 ADAPTER = "default"
 _WAY_OUT = "Set learner.lora.targets to names of linear layers of this model, as in its config or model card."
@@ -94,8 +95,7 @@ class MergedLinear(PeftLinear):
         """Make the running weight from W0, A and B."""
         assert self.base_weight is not None
         down_RI, up_OR = self.factors
-        merged_OI = self.base_weight.to(up_OR.dtype).addmm_(up_OR.detach(), down_RI.detach(), alpha=self.scale)
-        self._running.data.copy_(merged_OI.to(torch.bfloat16))
+        merge_into(self._running.data, self.base_weight, down_RI.detach(), up_OR.detach(), self.scale)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Inputs [..., I] -> outputs [..., O]."""
@@ -176,6 +176,15 @@ class AdapterWeights(AdamMasters):
         }
         tensors = {f"base_model.model.{name}": master.to("cpu", copy=True) for name, master in self._masters.items()}
         return {**config, "inference_mode": True}, tensors
+
+    @torch.no_grad()
+    def low_rank(self) -> list[AdapterLayer]:
+        """The adapter layer by layer: CPU copies of A and B under the names of the tensors they change, sorted."""
+        layers = []
+        for name, layer in sorted(self._layers.items()):
+            down_RI, up_OR = (factor.detach().to("cpu", torch.float32, copy=True) for factor in layer.factors)
+            layers.append(AdapterLayer(f"{name}.weight", down_RI, up_OR, layer.scale))
+        return layers
 
     def _take_gradients(self) -> None:
         """The model's A and B are the masters: their gradients are where they belong."""

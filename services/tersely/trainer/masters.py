@@ -18,6 +18,7 @@ from tersely.config.learner import LearnerSection
 from tersely.errors import CheckpointInvalid
 from tersely.testing.faultpoints import reach
 from tersely.trainer.distributed.tensors import part_like, whole
+from tersely.weights.adapter import AdapterLayer
 
 MASTER = "master"
 OPTIMIZER_KINDS = ("step", "exp_avg", "exp_avg_sq")  # torch's names, a scalar and two tensors like the master
@@ -141,6 +142,10 @@ class AdamMasters(ABC):
 
     def adapter(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
         """Config and fp32 tensors of a low-rank adapter in peft's format; None: all weights are trained."""
+        return None
+
+    def low_rank(self) -> list[AdapterLayer] | None:
+        """The adapter layer by layer, as it is merged into the published weights; None: all weights are trained."""
         return None
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Finds out by trying which forward pass is right for a model, before a run relies on it."""
+"""Forward passes over a few tokens: which way is right for a model, and what its weights say for workers to compare."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tersely.trainer.forward import (
     completion_logprobs_padded,
     completion_logprobs_shared,
 )
+from tersely.weights.probe import Probe, probe_ids
 
 log = structlog.get_logger()
 
@@ -61,6 +62,20 @@ def choose_forward(model: torch.nn.Module, *, shared_prompt: bool) -> Forward:
         "padded_forward", model=type(model).__name__, reason=why, effect="prompts are forwarded once per sample"
     )
     return completion_logprobs_padded
+
+
+@torch.no_grad()
+def probe_logprobs(model: torch.nn.Module) -> Probe:
+    """Log-probabilities of the probe's tokens by the weights that run, in the weights' own arithmetic (fp32).
+
+    Args:
+        model: Hugging Face causal LM in eval mode.
+    """
+    head = cast(Any, model).get_output_embeddings().weight
+    ids = torch.tensor(probe_ids(head.shape[0]), device=head.device)
+    settings = ForwardSettings()
+    result = completion_logprobs_padded(model, ids[:1], ids[None, 1:], (len(ids) - 1,), settings)
+    return Probe(ids.tolist(), result.logprobs[0].tolist())
 
 
 def why_not_shared(model: Any, config: Any) -> str | None:

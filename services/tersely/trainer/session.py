@@ -37,6 +37,7 @@ from tersely.trainer.loop import TrainingLoop
 from tersely.trainer.nodes import node_facts
 from tersely.trainer.parts import Parts
 from tersely.trainer.provenance import provenance_of
+from tersely.trainer.publishing import prepare_version
 from tersely.trainer.recorder import Recorder
 from tersely.trainer.report import build_report
 from tersely.trainer.resume import History, Position, Start, choose_start, read_log, restore
@@ -101,7 +102,9 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
     store, status, ring, events = stage.store, stage.status, stage.ring, stage.events
 
     learner = _learner(inputs)
-    first = store.prepare(0, learner.published())
+    first = prepare_version(store, 0, learner)
+    if learner.low_rank() is not None:
+        store.keep_adapter_base(first)
     initial = history.initial or first.label
     if first.label.weights_sha256 != initial.weights_sha256:
         raise CheckpointInvalid(
@@ -126,7 +129,7 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
     if position.label == initial:
         store.announce(first)
     else:
-        store.publish(position.label.policy_version, learner.published())
+        store.announce(prepare_version(store, position.label.policy_version, learner))
     store.restoring = False
     status.update(step=position.step, policy_version=position.label.policy_version)
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from tersely.types import WeightsLabel
 from tersely.v1 import checkpoint_pb2
+from tersely.weights.adapter import AdapterLayer, PackedAdapter
 from tersely.weights.digest import manifest_sha256, tensor_sha256
 from tersely.weights.model_files import ModelFile
+from tersely.weights.probe import Probe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,11 +27,13 @@ class Snapshot:
         label: Version and hash.
         manifest: What is announced.
         payload: Raw bytes of all tensors in order of their names, little-endian and row-major, read-only.
+        adapter: What makes them out of the manifest's `adapter_base`, if they are an adapter.
     """
 
     label: WeightsLabel
     manifest: checkpoint_pb2.WeightsManifest
     payload: memoryview
+    adapter: PackedAdapter | None = None
 
     @classmethod
     def build(
@@ -42,6 +46,9 @@ class Snapshot:
         stop_token_ids: Sequence[int],
         chunk_bytes: int,
         incarnation: int,
+        probe: Probe | None = None,
+        adapter: Sequence[AdapterLayer] | None = None,
+        adapter_base: WeightsLabel | None = None,
     ) -> Snapshot:
         """Copies tensors once into a payload and hashes it.
 
@@ -53,6 +60,9 @@ class Snapshot:
             stop_token_ids: Ids that end a completion.
             chunk_bytes: Bytes per chunk when it is sent.
             incarnation: Incarnation of the trainer.
+            probe: How to see that an engine computes with these weights.
+            adapter: What makes them out of `adapter_base`.
+            adapter_base: Weights that the trainer keeps; none: an adapter is of no use to anybody.
 
         Raises:
             ValueError: There is no tensor, or one of another dtype or device.
@@ -93,9 +103,15 @@ class Snapshot:
         _hash(manifest, view)
         for file in model_files:
             manifest.model_files.add(name=file.name, length_bytes=len(file.data), sha256=file.sha256)
+        if probe is not None:
+            manifest.probe.CopyFrom(probe.to_proto())
+        packed = None
+        if adapter is not None and adapter_base is not None:
+            packed = PackedAdapter.pack(adapter)
+            manifest.adapter_base.CopyFrom(adapter_base.to_proto())
         manifest.weights.policy_version = version
         manifest.weights.weights_sha256 = manifest_sha256(manifest)
-        return cls(WeightsLabel.from_proto(manifest.weights), manifest, view)
+        return cls(WeightsLabel.from_proto(manifest.weights), manifest, view, packed)
 
 
 def _hash(manifest: checkpoint_pb2.WeightsManifest, payload: memoryview) -> None:

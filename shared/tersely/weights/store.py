@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from tersely.errors import TrainerUnreachable, WeightsUnavailable
 from tersely.types import WeightsLabel
+from tersely.weights.adapter import AdapterLayer
 from tersely.weights.model_files import ModelFile, read_model_files
+from tersely.weights.probe import Probe
 from tersely.weights.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class SnapshotStore:
         self._held: dict[WeightsLabel, Snapshot] = {}
         self._pins: Counter[WeightsLabel] = Counter()
         self._listeners: list[Callable[[], None]] = []
+        self._adapter_base: Snapshot | None = None
         self._closed = False
         self.restoring = False
         """While True, weights not held are not lost: the trainer is going back to where its run stood."""
@@ -89,8 +92,21 @@ class SnapshotStore:
         """
         return self.announce(self.prepare(version, tensors))
 
-    def prepare(self, version: int, tensors: Mapping[str, Tensor]) -> Snapshot:
+    def prepare(
+        self,
+        version: int,
+        tensors: Mapping[str, Tensor],
+        *,
+        probe: Probe | None = None,
+        adapter: Sequence[AdapterLayer] | None = None,
+    ) -> Snapshot:
         """Makes a snapshot that nobody is told of yet, so that its label can be put on disk first.
+
+        Args:
+            version: Policy version, >= 0.
+            tensors: Name to CPU tensor, bfloat16 or float32; copied.
+            probe: How to see that an engine computes with these weights.
+            adapter: What makes them out of the weights given to `keep_adapter_base`; without those of no use.
 
         Raises:
             ValueError: There is no tensor, or one of another dtype or device.
@@ -103,7 +119,20 @@ class SnapshotStore:
             stop_token_ids=self._stop_token_ids,
             chunk_bytes=self._chunk_bytes,
             incarnation=self._incarnation,
+            probe=probe,
+            adapter=adapter,
+            adapter_base=self._adapter_base.label if self._adapter_base is not None else None,
         )
+
+    def keep_adapter_base(self, base: Snapshot) -> None:
+        """Keeps weights for good, which all those prepared from now on are adapters to; tells nobody."""
+        with self._lock:
+            self._adapter_base = base
+
+    @property
+    def adapter_base(self) -> Snapshot | None:
+        """What was given to `keep_adapter_base`."""
+        return self._adapter_base
 
     def announce(self, snapshot: Snapshot) -> WeightsLabel:
         """Makes a prepared snapshot the current version and tells the watchers."""
@@ -128,7 +157,9 @@ class SnapshotStore:
         """The newest snapshot with this hash, whatever its version; None if there is none."""
         with self._lock:
             found = (s for s in reversed(self._held.values()) if s.label.weights_sha256 == weights_sha256)
-            return next(found, None)
+            base = self._adapter_base
+            kept = base if base is not None and base.label.weights_sha256 == weights_sha256 else None
+            return next(found, kept)
 
     def pin(self, label: WeightsLabel) -> None:
         """Keeps a snapshot until it is unpinned as often as it was pinned.
@@ -173,6 +204,8 @@ class SnapshotStore:
 
     def _find(self, label: WeightsLabel) -> Snapshot:
         snapshot = self._held.get(label)
+        if snapshot is None and self._adapter_base is not None and label == self._adapter_base.label:
+            return self._adapter_base
         if snapshot is None and self.restoring:
             raise TrainerUnreachable(f"The trainer is still restoring its run; it may yet hold weights {label}.")
         if snapshot is None:

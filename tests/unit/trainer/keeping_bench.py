@@ -48,9 +48,15 @@ class CountingLearner:
     def published(self) -> dict[str, torch.Tensor]:
         return {"w": torch.tensor([self.weight])}
 
+    def probe(self) -> None:
+        return None
+
+    def low_rank(self) -> None:
+        return None
+
 
 class LabelStore:
-    def prepare(self, version: int, tensors: dict[str, torch.Tensor]) -> SimpleNamespace:
+    def prepare(self, version: int, tensors: dict[str, torch.Tensor], **_: None) -> SimpleNamespace:
         return SimpleNamespace(label=WeightsLabel(PolicyVersion(version), f"hash-of-{float(tensors['w']):g}"))
 
     def announce(self, prepared: SimpleNamespace) -> WeightsLabel:

@@ -216,7 +216,9 @@ def test_the_adapter_can_be_read_by_peft(make_learner, tmp_path: Path) -> None:
     merged = peft.PeftModel.from_pretrained(base, tmp_path).merge_and_unload()
     published = learner.published()
     for name, parameter in merged.named_parameters():
-        assert torch.equal(parameter.bfloat16(), published[name]), name
+        # peft adds up in fp32, we in float64: a value in thousands is rounded to the other neighbour.
+        assert torch.allclose(parameter, published[name].float(), rtol=2**-8, atol=1e-6), name
+        assert (parameter.bfloat16() != published[name]).sum() <= parameter.numel() // 500, name
     assert any(not torch.equal(start[name], p.float()) for name, p in published.items())
 
 

@@ -32,6 +32,8 @@ class Command(IntEnum):
     """Take over a state: JSON with its facts and the names, shapes and types of the tensors that follow."""
     STOP = 6
     """End in good order."""
+    PROBE = 7
+    """Compute the log-probs of the probe."""
 
 
 @dataclass(frozen=True, slots=True)

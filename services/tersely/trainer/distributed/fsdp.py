@@ -49,13 +49,17 @@ class Shards:
         for module in self._modules:
             module.unshard()
 
+    def close(self) -> None:
+        """Keep this rank's shard of the weights again."""
+        for module in self._modules:
+            module.reshard()
+
     def sum(self) -> None:
         """Sum the gradients over the ranks, and keep this rank's shard of them and of the weights."""
         self._root.set_requires_gradient_sync(True)
         self._root.set_reshard_after_backward(True)
         self._point().backward()
-        for module in self._modules:
-            module.reshard()
+        self.close()
 
 
 def _blocks(model: torch.nn.Module) -> list[torch.nn.Module]:

@@ -97,6 +97,21 @@ class TorchRanks:
         with rank_errors():
             self._model.sum()
 
+    @contextmanager
+    def weights(self) -> Iterator[None]:
+        """Inside, the whole weights are on every rank; takes all ranks if they are sharded.
+
+        Raises:
+            RankLost: if another rank is gone.
+        """
+        if not isinstance(self._model, Shards):
+            yield
+            return
+        with rank_errors():
+            self._model.open()
+        yield
+        self._model.close()
+
     def sums(self, values: Sequence[float]) -> list[float]:
         """Each value summed over the ranks, in float64."""
         return self._reduce(values, dist.ReduceOp.SUM)

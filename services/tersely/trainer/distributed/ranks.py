@@ -16,8 +16,8 @@ import torch
 class Ranks(Protocol):
     """The processes of one learner.
 
-    Collective: `adopt`, leaving `gradients`, `sums`, `largest`, and reading a whole tensor of an adopted model
-    (`tensors.whole`) must be done by all ranks in the same order.
+    Collective: `adopt`, `weights`, leaving `gradients`, `sums`, `largest`, and reading a whole tensor of an adopted
+    model (`tensors.whole`) must be done by all ranks in the same order.
     """
 
     @property
@@ -47,6 +47,9 @@ class Ranks(Protocol):
         On leaving, the gradients in the model's parameters are summed over the ranks.
         """
 
+    def weights(self) -> AbstractContextManager[None]:
+        """Inside, the whole weights may be read, and nothing else happens."""
+
     def sums(self, values: Sequence[float]) -> list[float]:
         """Each value summed over the ranks."""
 
@@ -72,6 +75,10 @@ class SingleRank:
 
     def gradients(self) -> AbstractContextManager[None]:
         """Nothing to sum."""
+        return nullcontext()
+
+    def weights(self) -> AbstractContextManager[None]:
+        """They are whole."""
         return nullcontext()
 
     def sums(self, values: Sequence[float]) -> list[float]:

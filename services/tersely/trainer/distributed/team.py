@@ -28,6 +28,7 @@ from tersely.trainer.distributed.launch import ranks_on_this_box
 from tersely.trainer.groups import TrainingGroup
 from tersely.trainer.health import StepHealth
 from tersely.trainer.learner import Learner
+from tersely.weights.probe import Probe
 
 log = structlog.get_logger(__name__)
 
@@ -108,6 +109,13 @@ class LeadingLearner(Learner):
         with self._team.together(Message(Command.PUBLISHED)), rank_errors():
             return super().published()
 
+    def probe(self) -> Probe:
+        """What the whole policy says of a few fixed tokens."""
+        if not self._team.ranks.sharded:
+            return super().probe()
+        with self._team.together(Message(Command.PROBE)), rank_errors():
+            return super().probe()
+
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The whole state, as one process would have it."""
         if not self._team.ranks.sharded:
@@ -141,10 +149,15 @@ def follow(ranks: TorchRanks) -> int:
         assert learner is not None, "the first command is BEGIN"
         if message.command is Command.TRAIN:
             learner.train(read_batch(message.payload), message.step)
-        elif message.command in (Command.PUBLISHED, Command.STATE):
+        elif message.command in (Command.PUBLISHED, Command.STATE, Command.PROBE):
             # Only rank 0 keeps what comes together here.
+            parts = {
+                Command.PUBLISHED: learner.published,
+                Command.STATE: learner.state,
+                Command.PROBE: learner.probe,
+            }
             with rank_errors():
-                _ = learner.published() if message.command is Command.PUBLISHED else learner.state()
+                parts[message.command]()
         else:
             learner.load_state(*channel.receive_state(message.payload))
     channel.meet()
