@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from tersely.models.tiny import make_tiny_model
+from tersely.trainer import replay
 
 PROGRAM = Path(__file__).parent / "ranks_program.py"
 TINY = Path(__file__).parents[2] / "recipes" / "tiny.toml"
@@ -174,6 +175,49 @@ def test_a_run_under_torchrun_is_resumed_by_one_process(tmp_path: Path, valkey_u
     assert report["steps"] == 4
     assert [event["step"] for event in events if event["kind"] == "version_published"] == [1, 2, 3, 4]
     assert not [event for event in events if event["kind"] == "alarm" and event["name"] == "replay_differs"]
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_all_ranks_go_back_to_an_earlier_step(
+    tmp_path: Path, valkey_url: str, parallel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An alarm after two steps takes the run back; one process that replays its log comes to the same weights."""
+    run_dir = tmp_path / "run"
+    sets = {
+        "run.steps": 4,
+        "run.groups_per_step": 3,
+        "run.checkpoint_every": 1,
+        "evaluation.prompts": 0,
+        "alarms.action": "roll_back",
+        "alarms.window_steps": 2,
+        "alarms.entropy_floor": 100,  # no policy is that undecided
+        "learner.parallel": parallel,
+    }
+    options = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
+    drill(run_dir, torchrun(*trainer(run_dir, valkey_url, *options)), valkey_url)
+
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    published = [event for event in events if event["kind"] == "version_published"]
+    back = [event for event in events if event["kind"] == "rolled_back"]
+    assert [event["step"] for event in published] == [1, 2, 3, 4]
+    assert [(event["step"], event["to_step"]) for event in back] == [(2, 1), (3, 1)]
+    assert {event["weights_sha256"] for event in back} == {published[0]["weights_sha256"]}
+    versions = [event["policy_version"] for event in sorted(published + back, key=lambda event: float(event["time"]))]
+    assert versions == [1, 2, 3, 4, 5, 6]
+
+    reached: list[dict[str, torch.Tensor]] = []
+    hash_of = replay._weights_sha256
+    monkeypatch.setattr(
+        replay, "_weights_sha256", lambda learner: reached.append(learner.published()) or hash_of(learner)
+    )
+    assert replay.run_replay(run_dir, threads=1)["rollbacks"] == 2
+    many = load_file(run_dir / "policy" / "model.safetensors")
+
+    def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([tensors[name].double().flatten() for name in many])
+
+    # A rank that had stayed where it was would have summed gradients of other weights.
+    assert (flat(many) - flat(reached[-1])).norm() < 0.05 * (flat(reached[-1]) - flat(reached[0])).norm()
 
 
 def drill(run_dir: Path, command: Sequence[str], url: str) -> None:
