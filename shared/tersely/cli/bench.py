@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tersely.cli import bench_ring, bench_weights
+from tersely.cli import bench_link, bench_ring, bench_rollout, bench_weights
 from tersely.cli.options import JsonOption
 
 
@@ -17,7 +17,9 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Measure on this machine.", no_args_is_help=True, rich_markup_mode=None)
     group.callback()(lambda: None)
     group.command("learner", help="Shared against padded forward, and the whole step against TRL, in turns.")(learner)
+    bench_rollout.register(group)
     bench_weights.register(group)
+    bench_link.register(group)
     bench_ring.register(group)
     app.add_typer(group, name="bench")
 
