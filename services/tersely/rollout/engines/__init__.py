@@ -9,6 +9,11 @@ from tersely.rollout.engines.base import Capabilities, Engine, EngineSettings, G
 
 __all__ = ["Capabilities", "Engine", "EngineSettings", "GeneratedGroup", "generate", "open_engine"]
 
+_OWN_ENVIRONMENT = {
+    "vllm": "vLLM has an environment of its own: run `make setup-vllm`, then start the worker from there: "
+    "`.venv-vllm/bin/tersely rollout --trainer HOST:PORT --engine vllm`."
+}
+
 
 def open_engine(name: str, settings: EngineSettings) -> Engine:
     """Makes the engine that an installed package registers under `tersely.engines`; it holds no model yet.
@@ -23,8 +28,8 @@ def open_engine(name: str, settings: EngineSettings) -> Engine:
     try:
         engine: Engine = known[name].load()(settings)
     except ModuleNotFoundError as error:
+        way_out = _OWN_ENVIRONMENT.get(name, f"Install it with: pip install 'tersely[rollout-{name}]'")
         raise PackageMissing(
-            f"The rollout engine {name!r} needs the Python package {error.name!r}.",
-            f"Install it with: pip install 'tersely[rollout-{name}]'",
+            f"The rollout engine {name!r} needs the Python package {error.name!r}.", way_out
         ) from error
     return engine

@@ -17,7 +17,7 @@ import torch
 from tersely.errors import EngineFailed
 from tersely.models.device import choose_device, set_threads
 from tersely.rollout.engines.base import Capabilities, EngineSettings, GeneratedGroup, is_bit_exact
-from tersely.rollout.engines.vllm_runtime import VllmRuntime, import_vllm
+from tersely.rollout.engines.vllm_runtime import FAILURES, VllmRuntime, import_vllm
 from tersely.types import WeightsLabel
 from tersely.v1 import common_pb2, group_pb2
 
@@ -29,12 +29,17 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Sample:
-    """One sample on its way."""
+    """One sample on its way.
 
-    group_id: str
+    Attributes:
+        request: Id of vLLM's request for it; None while it is parked, and once it has ended.
+    """
+
+    group: group_pb2.PromptGroup
     draw: Draw
     ids: list[int] = field(default_factory=list)
     labels: list[WeightsLabel] = field(default_factory=list)
+    request: str | None = None
     stopped: bool = False
     ended: bool = False
 
@@ -51,15 +56,11 @@ class _Sample:
 
 @dataclass(slots=True)
 class _Running:
-    """A group on its way; its samples by vLLM's request id, in order."""
+    """A group on its way; its samples in order."""
 
     group: group_pb2.PromptGroup
-    samples: dict[str, _Sample]
+    samples: list[_Sample]
     began: float
-
-    @property
-    def tokens(self) -> int:
-        return _most_tokens(self.group)
 
 
 class VllmEngine:
@@ -85,6 +86,7 @@ class VllmEngine:
         self._label: WeightsLabel | None = None
         self._weights: dict[str, Tensor] = {}
         self._running: dict[str, _Running] = {}
+        self._samples: dict[str, _Sample] = {}
         self._requests = 0
 
     @property
@@ -141,6 +143,7 @@ class VllmEngine:
         """
         runtime, _ = self._loaded()
         checked = runtime.check(weights)
+        self._park()
         try:
             runtime.refill(checked)
         except EngineFailed:
@@ -157,7 +160,7 @@ class VllmEngine:
         if is_bit_exact(group) or any(is_bit_exact(other.group) for other in self._running.values()):
             return False
         rows = sum(other.group.group_size for other in self._running.values())
-        tokens = sum(other.tokens for other in self._running.values())
+        tokens = sum(_most_tokens(other.group) for other in self._running.values())
         capacity = self._runtime.capacity_tokens if self._runtime is not None else 0
         return rows + group.group_size <= self._settings.batch_sequences and tokens + _most_tokens(group) <= (
             self._settings.batch_tokens or capacity
@@ -169,9 +172,6 @@ class VllmEngine:
         Raises:
             EngineFailed: Nothing is loaded, or the group can't be run.
         """
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         from tersely.rollout.engines.vllm_draws import Draw
 
         runtime, _ = self._loaded()
@@ -179,27 +179,16 @@ class VllmEngine:
         if not self._running and is_bit_exact(group):
             runtime.forget_prefixes()  # what ran before must not decide which products are computed
         sampling = group.sampling
-        running = _Running(group, {}, time.perf_counter())
-        self._running[group.group_id] = running
-        for index in range(group.group_size):
-            draw = Draw(sampling.seed, index, index < sampling.greedy_samples, sampling.temperature)
-            params = SamplingParams(
-                temperature=0.0,
-                max_tokens=sampling.max_completion_tokens,
-                stop_token_ids=list(group.stop_token_ids),
-                ignore_eos=True,
-                detokenize=False,
-                output_kind=RequestOutputKind.DELTA,
-                extra_args=draw.open(),
-            )
-            self._requests += 1
-            name = f"{self._requests}"
-            running.samples[name] = _Sample(group.group_id, draw)
-            try:
-                runtime.engine.add_request(name, {"prompt_token_ids": list(group.prompt_token_ids)}, params)
-            except (ValueError, TypeError, RuntimeError) as error:
-                self.cancel(group.group_id)
-                raise EngineFailed(f"vLLM refused group {group.group_id}: {error}", "See the worker's log.") from error
+        draws = [
+            Draw(sampling.seed, index, index < sampling.greedy_samples, sampling.temperature)
+            for index in range(group.group_size)
+        ]
+        self._running[group.group_id] = _Running(group, [_Sample(group, draw) for draw in draws], time.perf_counter())
+        try:
+            self._submit(runtime, self._running[group.group_id])
+        except EngineFailed:
+            self.cancel(group.group_id)
+            raise
 
     def step(self) -> list[GeneratedGroup]:
         """One step of vLLM; the groups whose last sample ended, in the order they ended.
@@ -211,18 +200,22 @@ class VllmEngine:
             return []
         runtime, label = self._loaded()
         try:
-            outputs = runtime.engine.step()
-        except BaseException:
+            for running in self._running.values():
+                self._submit(runtime, running)
+            for output in runtime.engine.step():
+                self._take(output, label)
+        except FAILURES as error:
+            for group_id in list(self._running):
+                self.cancel(group_id)
+            raise EngineFailed(f"vLLM failed: {error}", "See the worker's log.") from error
+        except EngineFailed:
             for group_id in list(self._running):
                 self.cancel(group_id)
             raise
-        samples = {name: sample for running in self._running.values() for name, sample in running.samples.items()}
-        for output in outputs:
-            self._take(samples[output.request_id], output, label)
         finished = []
         for running in list(self._running.values()):
-            if all(sample.ended for sample in running.samples.values()):
-                completions = tuple(sample.completion() for sample in running.samples.values())
+            if all(sample.ended for sample in running.samples):
+                completions = tuple(sample.completion() for sample in running.samples)
                 finished.append(GeneratedGroup(running.group, completions, time.perf_counter() - running.began))
                 self._forget(running)
         return finished
@@ -232,19 +225,19 @@ class VllmEngine:
         running = self._running.get(group_id)
         if running is None:
             return
-        if self._runtime is not None:
-            self._runtime.engine.abort_request([name for name, sample in running.samples.items() if not sample.ended])
+        self._take_back(running)
         self._forget(running)
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
-        """Log-probability (temperature 1) of each id from the second on, given those before it; nothing may run.
+        """Log-probability (temperature 1) of each id from the second on, given those before it.
+
+        Running groups are parked meanwhile and get no token.
 
         Raises:
-            EngineFailed: Nothing is loaded, groups are running, or the ids are too many for the model.
+            EngineFailed: Nothing is loaded, or the ids do not fit the model.
         """
         runtime, _ = self._loaded()
-        if self._running:
-            raise EngineFailed("The engine can't score while groups are running.", "Finish them first.")
+        self._park()
         if len(token_ids) < 2:
             return []
         if len(token_ids) >= runtime.longest or max(token_ids) >= runtime.vocabulary:
@@ -270,8 +263,50 @@ class VllmEngine:
         if max(group.prompt_token_ids) >= runtime.vocabulary:
             raise EngineFailed(f"The prompt of group {group.group_id} has ids beyond the model's vocabulary.")
 
-    def _take(self, sample: _Sample, output: Any, label: WeightsLabel) -> None:
-        part = output.outputs[0]
+    def _submit(self, runtime: VllmRuntime, running: _Running) -> None:
+        """Hands vLLM what it does not have of a group; what a sample has already is then part of the prompt."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        group = running.group
+        for sample in running.samples:
+            if sample.request is not None or sample.ended:
+                continue
+            sample.draw.first_position = len(sample.ids)
+            params = SamplingParams(
+                temperature=0.0,
+                max_tokens=group.sampling.max_completion_tokens - len(sample.ids),
+                stop_token_ids=list(group.stop_token_ids),
+                ignore_eos=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.DELTA,
+                extra_args=sample.draw.open(),
+            )
+            self._requests += 1
+            name = str(self._requests)
+            try:
+                runtime.engine.add_request(name, {"prompt_token_ids": [*group.prompt_token_ids, *sample.ids]}, params)
+            except (ValueError, TypeError, RuntimeError) as error:
+                raise EngineFailed(f"vLLM refused group {group.group_id}: {error}", "See the worker's log.") from error
+            sample.request = name
+            self._samples[name] = sample
+
+    def _park(self) -> None:
+        """Takes all requests back from vLLM; the next step hands them in again."""
+        for running in self._running.values():
+            self._take_back(running)
+
+    def _take_back(self, running: _Running) -> None:
+        names = [sample.request for sample in running.samples if sample.request is not None]
+        if names and self._runtime is not None:
+            self._runtime.engine.abort_request(names)
+        for sample in running.samples:
+            if sample.request is not None:
+                del self._samples[sample.request]
+                sample.request = None
+
+    def _take(self, output: Any, label: WeightsLabel) -> None:
+        sample, part = self._samples[output.request_id], output.outputs[0]
         for token in part.token_ids:
             drawn, _ = sample.draw.drawn[len(sample.ids)]
             if drawn != token:
@@ -280,9 +315,11 @@ class VllmEngine:
             sample.labels.append(label)
         if output.finished:
             sample.ended, sample.stopped = True, part.finish_reason == "stop"
+            del self._samples[output.request_id]
+            sample.request = None
 
     def _forget(self, running: _Running) -> None:
-        for sample in running.samples.values():
+        for sample in running.samples:
             sample.draw.close()
         del self._running[running.group.group_id]
 

@@ -33,7 +33,7 @@ _BLOCK_TOKENS = {"cpu": 32, "cuda": 16}
 _MEMORY_SHARE = 0.25
 """Of the free memory of a CPU machine, for keys and values; the trainer may be on the same machine."""
 _CUDA_SHARE = 0.9
-_FAILURES = (
+FAILURES = (
     RuntimeError,
     ValueError,
     TypeError,
@@ -43,7 +43,7 @@ _FAILURES = (
     NotImplementedError,
     OSError,
 )
-"""What vLLM raises for a model or weights that it can't use."""
+"""What vLLM raises for what it can't do."""
 
 
 def import_vllm(device: torch.device) -> Any:
@@ -127,7 +127,7 @@ class VllmRuntime:
             )
             with quiet_warnings():
                 self.engine: Any = LLMEngine.from_engine_args(arguments)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise EngineFailed(
                 f"vLLM can't run the model of {model_folder}: {error}", "Use the engine torch."
             ) from error
@@ -145,7 +145,7 @@ class VllmRuntime:
         return matched(self._own, weights)
 
     def refill(self, weights: Mapping[str, Tensor]) -> None:
-        """Puts checked weights in place and forgets all keys and values; running requests compute theirs again.
+        """Puts checked weights in place and forgets all keys and values; vLLM has no request meanwhile.
 
         Raises:
             EngineFailed: vLLM did not take them. The model then holds a mixture: refill with others.
@@ -154,10 +154,10 @@ class VllmRuntime:
             with torch.no_grad():
                 self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
                 self._pack_tied_head()
-        except _FAILURES as error:
+        except FAILURES as error:
             self._finish_reload()
             raise EngineFailed(f"vLLM did not take the weights: {error}", "See the worker's log.") from error
-        self.engine.reset_prefix_cache(reset_running_requests=True)
+        self.forget_prefixes()
 
     def _pack_tied_head(self) -> None:
         from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
@@ -174,11 +174,12 @@ class VllmRuntime:
             finalize_layerwise_reload(self._model, self.engine.model_config)
 
     def forget_prefixes(self) -> None:
-        """Drops the keys and values of ended requests."""
-        self.engine.reset_prefix_cache()
+        """Drops the keys and values of ended requests; raises EngineFailed if vLLM keeps them for others."""
+        if not self.engine.reset_prefix_cache():
+            raise EngineFailed("vLLM did not let go of its prefix cache.", "See the worker's log.")
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
-        """Log-probability (temperature 1) of each id from the second on; nothing else may run."""
+        """Log-probability (temperature 1) of each id from the second on; vLLM has no other request."""
         from vllm import SamplingParams
 
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False, ignore_eos=True)
