@@ -199,7 +199,7 @@ class WeightsManifest(_message.Message):
     payload_bytes: _builtins.int
     """Length of the full payload in bytes."""
     payload_sha256: _builtins.str
-    """SHA-256, hex, of the full payload; an offset is only valid for the same payload."""
+    """Names the full payload, since an offset is only valid for the same one: the hash of the weights, which decides all its bytes."""
     chunk_bytes: _builtins.int
     """Bytes per chunk that FetchWeights sends (the last one may be shorter)."""
     trainer_incarnation: _builtins.int
@@ -365,7 +365,7 @@ class FetchWeightsResponse(_message.Message):
     payload_bytes: _builtins.int
     """Length in bytes of all that is sent: the full payload, the delta, or the adapter."""
     payload_sha256: _builtins.str
-    """SHA-256, hex, of all that is sent."""
+    """SHA-256, hex, of a delta or adapter; of a full payload what the manifest says."""
     base_weights_sha256: _builtins.str
     """Hash of the weights that a delta or adapter is against; empty: the payload is full. In the first message of a stream only."""
     @_builtins.property

@@ -59,6 +59,9 @@ class FetchCounts:
         deltas: Versions that came as a delta.
         full_copies: Versions that came whole.
         delta_fallbacks: Deltas that were of no use, so that a full copy was fetched.
+        adapters: Versions that came as an adapter.
+        adapter_fallbacks: Adapters that did not make the version's hash when merged here; at most one, as none is
+            asked for after that.
     """
 
     payload_bytes: int = 0
@@ -67,12 +70,15 @@ class FetchCounts:
     deltas: int = 0
     full_copies: int = 0
     delta_fallbacks: int = 0
+    adapters: int = 0
+    adapter_fallbacks: int = 0
 
 
 class WeightsClient:
     """Watches versions and fetches weights and model files over one channel, which the caller closes afterwards.
 
-    It keeps the bytes of the version fetched last, against which the next one may come as a delta. One thread fetches.
+    It keeps the bytes of the version fetched last, against which the next one may come as a delta, or in a LoRA run
+    those of the base, to which all are adapters. One thread fetches.
 
     Args:
         channel: Channel to the trainer.
@@ -90,6 +96,9 @@ class WeightsClient:
         self._calls: set[grpc.Call] = set()
         self._lock = threading.Lock()
         self._held: HeldWeights | None = None
+        self._root: HeldWeights | None = None
+        self._use_adapters = True
+        self._last_manifest: checkpoint_pb2.WeightsManifest | None = None
         self.counts = FetchCounts()
 
     def start_watching(self) -> None:
@@ -126,17 +135,20 @@ class WeightsClient:
             Name to CPU tensor, bfloat16 or float32 as published; tied tensors once. They share one buffer, which is the
             base of the next delta: whoever changes them pays with a full copy.
         """
-        return self.fetch_held(want, base).tensors()
+        return self.fetch_held(want, base, adapters=True).tensors()
 
-    def fetch_held(self, want: WeightsLabel, base: WeightsLabel | None = None) -> HeldWeights:
+    def fetch_held(
+        self, want: WeightsLabel, base: WeightsLabel | None = None, *, adapters: bool = False
+    ) -> HeldWeights:
         """Fetches one version, whole and checked.
 
-        A broken stream is resumed from the byte that is here. If a delta is of no use, all is fetched; if the hash of a
-        full copy is wrong, it is fetched once more.
+        A broken stream is resumed from the byte that is here. If an adapter or a delta is of no use, all is fetched; if
+        the hash of a full copy is wrong, it is fetched once more.
 
         Args:
             want: Version and hash.
             base: What the caller holds; where it is what was fetched last, the trainer may send a delta against it.
+            adapters: Whether an adapter may be merged into its base, which is then fetched first and kept; by PyTorch.
 
         Returns:
             Bytes and layout; no tensor is made.
@@ -146,39 +158,77 @@ class WeightsClient:
             WeightsMismatch: The hashes of a full copy were wrong twice.
             TrainerUnreachable: The stream kept breaking without any progress, or `close` was called.
         """
-        held = self._held
-        if base is None or held is None or held.label.weights_sha256 != base.weights_sha256:
-            held = self._held = None  # let go before there is another
-        attempts = 3 if held is not None else 2
-        for attempt in range(attempts):
-            receiver = PayloadReceiver(want, held)
+        root = self._adapter_base(want) if adapters else None
+        if root is None and (
+            base is None or self._held is None or self._held.label.weights_sha256 != base.weights_sha256
+        ):
+            self._held = None  # let go before there is another
+        ways: list[tuple[HeldWeights | None, bool]] = [(None, False), (None, False)]
+        if root is not None:
+            self._held = None
+            ways = [(root, True), (root, False), *ways]
+        elif self._held is not None:
+            ways = [(self._held, False), *ways]
+        for number, (against, adapter) in enumerate(ways, 1):
+            receiver = PayloadReceiver(want, against, accepts_adapter=adapter)
+            if against is None:
+                self._held = None
             try:
                 self._receive(want, receiver)
                 break
             except WeightsMismatch as error:
-                self.counts.mismatches += 1
-                self.counts.delta_fallbacks += receiver.is_delta
-                last = attempt == attempts - 1
-                _log.warning(
-                    "weights_mismatch",
-                    weights=str(want),
-                    message=error.message,
-                    delta=receiver.is_delta,
-                    retry=not last,
-                )
+                last = number == len(ways)
+                self._mismatched(receiver, error, retry=not last)
                 if last:
                     raise
-            held = self._held = None
         self.counts.deltas += receiver.is_delta
-        self.counts.full_copies += not receiver.is_delta
-        self._held = receiver.held()
-        return self._held
+        self.counts.adapters += receiver.is_adapter
+        self.counts.full_copies += not (receiver.is_delta or receiver.is_adapter)
+        held = receiver.held()
+        self._last_manifest = held.manifest
+        # In an adapter run the base stays instead: it is what the next version is made of.
+        self._held = held if self._root is None else None
+        return held
+
+    def _adapter_base(self, want: WeightsLabel) -> HeldWeights | None:
+        """The weights that a version is an adapter to, fetched if need be; None: there are none, or they don't help."""
+        latest = self._watch.latest
+        if not self._use_adapters or latest is None or not latest.HasField("adapter_base"):
+            return None
+        label = WeightsLabel.from_proto(latest.adapter_base)
+        if self._root is not None and self._root.label.weights_sha256 == label.weights_sha256:
+            return self._root if want.weights_sha256 != label.weights_sha256 else None
+        if self._held is None or self._held.label.weights_sha256 != label.weights_sha256:
+            if want.weights_sha256 == label.weights_sha256:
+                return None
+            try:
+                self.fetch_held(label, self._held.label if self._held is not None else None)
+            except WeightsUnavailable as error:
+                _log.warning("adapter_base_not_fetched", weights=str(label), message=error.message)
+                return None
+        self._root, self._held = self._held, None
+        return self._root
+
+    def _mismatched(self, receiver: PayloadReceiver, error: WeightsMismatch, *, retry: bool) -> None:
+        self.counts.mismatches += 1
+        self.counts.delta_fallbacks += receiver.is_delta
+        if receiver.is_adapter:
+            # This machine may round in another way, and would in every version.
+            self.counts.adapter_fallbacks += 1
+            self._use_adapters, self._root = False, None
+        _log.warning(
+            "weights_mismatch",
+            message=error.message,
+            delta=receiver.is_delta,
+            adapter=receiver.is_adapter,
+            retry=retry,
+        )
 
     def manifest(self, label: WeightsLabel) -> checkpoint_pb2.WeightsManifest | None:
         """Manifest of the version fetched last, or of the newest announced; None for any other."""
-        held, latest = self._held, self._watch.latest
-        if held is not None and held.label == label:
-            return held.manifest
+        last, latest = self._last_manifest, self._watch.latest
+        if last is not None and WeightsLabel.from_proto(last.weights) == label:
+            return last
         return latest if latest is not None and WeightsLabel.from_proto(latest.weights) == label else None
 
     @property
@@ -234,6 +284,7 @@ class WeightsClient:
                 offset_bytes=receiver.received_bytes,
                 payload_sha256=receiver.payload_sha256,
                 node_id=self._node_id,
+                accepts_adapter=receiver.accepts_adapter,
             )
             error: grpc.RpcError | None = None
             try:

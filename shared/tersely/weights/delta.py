@@ -75,12 +75,6 @@ def decode_delta(
     payload = bytearray(base)
     view = memoryview(delta)
     spans = list(_spans(manifest.tensors))
-
-    def check(tensor: checkpoint_pb2.TensorManifest) -> None:
-        with memoryview(payload)[tensor.offset_bytes : tensor.offset_bytes + tensor.length_bytes] as part:
-            if tensor_sha256(part) != tensor.sha256:
-                raise WeightsMismatch(f"Tensor {tensor.name} has the wrong hash after a delta.", _WAY_OUT)
-
     try:
         blocks = _split(view, spans)
         with _pool(threads, polite=False) as pool:
@@ -88,11 +82,32 @@ def decode_delta(
                 lambda pair: decode_block(pair[0], values(payload, *pair[1])), zip(blocks, spans, strict=True)
             ):
                 continue
-            for _ in pool.map(check, manifest.tensors):
-                continue
     except ValueError as error:
         raise WeightsMismatch(f"The delta is damaged: {error}.", _WAY_OUT) from None
+    check_tensors(manifest, payload, threads)
     return payload
+
+
+def check_tensors(manifest: checkpoint_pb2.WeightsManifest, payload: bytearray, threads: int | None = None) -> None:
+    """Checks each tensor of a payload that was made here.
+
+    Args:
+        manifest: Has their hashes.
+        payload: Of the manifest's length.
+        threads: Threads to use; none: half of the cores.
+
+    Raises:
+        WeightsMismatch: One has another hash.
+    """
+
+    def check(tensor: checkpoint_pb2.TensorManifest) -> None:
+        with memoryview(payload)[tensor.offset_bytes : tensor.offset_bytes + tensor.length_bytes] as part:
+            if tensor_sha256(part) != tensor.sha256:
+                raise WeightsMismatch(f"Tensor {tensor.name} has the wrong hash after what was sent.", _WAY_OUT)
+
+    with _pool(threads, polite=False) as pool:
+        for _ in pool.map(check, manifest.tensors):
+            continue
 
 
 def _spans(tensors: Sequence[checkpoint_pb2.TensorManifest]) -> Iterator[_Span]:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from tersely.errors import WeightsMismatch
 from tersely.types import WeightsLabel
 from tersely.v1 import checkpoint_pb2
-from tersely.weights.delta import decode_delta, same_layout
-from tersely.weights.digest import ITEM_BYTES, manifest_sha256, tensor_sha256
+from tersely.weights.adapter import adapter_bytes, merge_payload
+from tersely.weights.delta import check_tensors, decode_delta, same_layout
+from tersely.weights.digest import ITEM_BYTES, tensor_sha256
+from tersely.weights.manifest import check_manifest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,16 +55,19 @@ class HeldWeights:
 
 
 class PayloadReceiver:
-    """One version on its way in, whole or as a delta; outlives the streams that bring it.
+    """One version on its way in, whole, as a delta or as an adapter; outlives the streams that bring it.
 
     Args:
         want: Version and hash that the result must have.
-        base: What a delta may be against; it stays as it is.
+        base: What a delta or an adapter may be against; it stays as it is.
+        accepts_adapter: Whether an adapter may come; PyTorch merges it.
     """
 
-    def __init__(self, want: WeightsLabel, base: HeldWeights | None = None) -> None:
+    def __init__(self, want: WeightsLabel, base: HeldWeights | None = None, *, accepts_adapter: bool = False) -> None:
         self._want = want
         self._base = base
+        self._accepts_adapter = accepts_adapter and base is not None
+        self._adapter: checkpoint_pb2.Adapter | None = None
         self._manifest: checkpoint_pb2.WeightsManifest | None = None
         self._sent_sha256 = ""
         self._buffer = bytearray()
@@ -70,6 +75,7 @@ class PayloadReceiver:
         self._checked_tensors = 0
         self.received_bytes = 0
         self.is_delta = False
+        self.is_adapter = False
 
     @property
     def payload_sha256(self) -> str:
@@ -82,6 +88,11 @@ class PayloadReceiver:
         return self._base.label.weights_sha256 if self._base is not None else ""
 
     @property
+    def accepts_adapter(self) -> bool:
+        """Whether an adapter to the base may come."""
+        return self._accepts_adapter
+
+    @property
     def complete(self) -> bool:
         """Whether everything is here and checked."""
         return self._payload is not None
@@ -90,8 +101,8 @@ class PayloadReceiver:
         """Takes one message of a stream; each tensor is checked as soon as it is whole.
 
         Raises:
-            WeightsMismatch: The manifest is not that of the wanted label, a delta is damaged or not against the base,
-                or a tensor has another hash.
+            WeightsMismatch: The manifest is not that of the wanted label, what is sent is damaged or not against the
+                base, or a tensor has another hash.
         """
         if message.HasField("manifest"):
             self._begin(message)
@@ -105,8 +116,8 @@ class PayloadReceiver:
             )
         self._buffer[message.offset_bytes : end] = message.data
         self.received_bytes = end
-        if self.is_delta:
-            self._apply_whole_delta()
+        if self.is_delta or self.is_adapter:
+            self._apply()
         else:
             self._check_whole_tensors()
 
@@ -134,48 +145,52 @@ class PayloadReceiver:
             if head.payload_sha256 != self._sent_sha256:
                 raise WeightsMismatch(f"The payload of {self._want} changed during a fetch.", _WAY_OUT)
             return
-        self._check_manifest(manifest)
+        check_manifest(manifest, self._want)
         if head.base_weights_sha256:
             self._check_base(head)
         elif head.payload_sha256 != manifest.payload_sha256:
             raise WeightsMismatch(f"What is sent of {self._want} is not its payload.", _WAY_OUT)
-        self.is_delta = bool(head.base_weights_sha256)
-        self._buffer = bytearray(head.payload_bytes if self.is_delta else manifest.payload_bytes)
+        if head.base_weights_sha256 and head.HasField("adapter"):
+            self._adapter = head.adapter
+        self.is_adapter = self._adapter is not None
+        self.is_delta = bool(head.base_weights_sha256) and not self.is_adapter
+        self._buffer = bytearray(head.payload_bytes if head.base_weights_sha256 else manifest.payload_bytes)
         self._manifest, self._sent_sha256 = manifest, head.payload_sha256
 
     def _check_base(self, head: checkpoint_pb2.FetchWeightsResponse) -> None:
+        what = f"The {'adapter' if head.HasField('adapter') else 'delta'} to {self._want}"
         if self._base is None or head.base_weights_sha256 != self._base.label.weights_sha256:
-            raise WeightsMismatch(f"The delta to {self._want} is against weights that are not here.", _WAY_OUT)
+            raise WeightsMismatch(f"{what} is against weights that are not here.", _WAY_OUT)
         if not same_layout(self._base.manifest, head.manifest):
-            raise WeightsMismatch(f"The delta to {self._want} is against tensors of another layout.", _WAY_OUT)
+            raise WeightsMismatch(f"{what} is against tensors of another layout.", _WAY_OUT)
         if not 0 < head.payload_bytes <= head.manifest.payload_bytes:
-            raise WeightsMismatch(f"The delta to {self._want} is longer than a full copy.", _WAY_OUT)
+            raise WeightsMismatch(f"{what} is longer than a full copy.", _WAY_OUT)
+        if not head.HasField("adapter"):
+            return
+        if not self._accepts_adapter:
+            raise WeightsMismatch(f"{what} was not asked for.", _WAY_OUT)
+        try:
+            length = adapter_bytes(head.adapter, head.manifest.tensors)
+        except ValueError as error:
+            raise WeightsMismatch(f"{what} is damaged: {error}.", _WAY_OUT) from None
+        if length != head.payload_bytes:
+            raise WeightsMismatch(f"{what} has {head.payload_bytes} bytes, its layers {length}.", _WAY_OUT)
 
-    def _check_manifest(self, manifest: checkpoint_pb2.WeightsManifest) -> None:
-        if WeightsLabel.from_proto(manifest.weights) != self._want:
-            raise WeightsMismatch(f"Asked for {self._want}, the trainer sent another version.", _WAY_OUT)
-        if manifest_sha256(manifest) != self._want.weights_sha256:
-            raise WeightsMismatch(f"The tensor hashes of {self._want} do not add up to its own hash.", _WAY_OUT)
-        end = 0
-        for tensor in manifest.tensors:
-            length = math.prod(tensor.shape) * ITEM_BYTES.get(tensor.dtype, -1)
-            if tensor.offset_bytes != end or tensor.length_bytes != length:
-                raise WeightsMismatch(f"{self._want}: the layout of tensor {tensor.name} makes no sense.", _WAY_OUT)
-            end += length
-        if end != manifest.payload_bytes:
-            raise WeightsMismatch(
-                f"{self._want}: tensors of {end} bytes, payload of {manifest.payload_bytes}.", _WAY_OUT
-            )
-
-    def _apply_whole_delta(self) -> None:
+    def _apply(self) -> None:
+        """Makes the payload of base and delta or adapter, once all of that is here."""
         assert self._manifest is not None
         assert self._base is not None
         if self.received_bytes < len(self._buffer):
             return
         if tensor_sha256(self._buffer) != self._sent_sha256:
-            raise WeightsMismatch(f"The delta to {self._want} has the wrong hash.", _WAY_OUT)
-        self._payload = decode_delta(self._manifest, self._base.payload, self._buffer)
-        # What is left of the delta and the base is no longer needed here.
+            raise WeightsMismatch(f"What was sent of {self._want} has the wrong hash.", _WAY_OUT)
+        if self._adapter is None:
+            self._payload = decode_delta(self._manifest, self._base.payload, self._buffer)
+        else:
+            merged = merge_payload(self._adapter, self._manifest.tensors, self._base.payload, self._buffer)
+            check_tensors(self._manifest, merged)
+            self._payload = merged
+        # What was sent and the base are no longer needed here.
         self._buffer, self._base = bytearray(), None
 
     def _check_whole_tensors(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -12,29 +12,50 @@ from tersely.errors import TerselyError, WeightsMismatch, WeightsUnavailable
 from tersely.rpc.errors import errors_as_status
 from tersely.types import WeightsLabel
 from tersely.v1 import checkpoint_pb2, checkpoint_pb2_grpc
-from tersely.weights.shelf import Delta, DeltaShelf
+from tersely.weights.readers import Readers
+from tersely.weights.shelf import DeltaShelf
 from tersely.weights.snapshot import Snapshot
 from tersely.weights.store import SnapshotStore
 
 _FILE_CHUNK_BYTES = 1 << 20
+_SMALL_SHARE = 0.01
+"""An adapter below this share of a full copy is sent without making a delta to compare it with."""
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class _Sent(NamedTuple):
+    """What a caller gets.
+
+    Attributes:
+        data: All of it.
+        sha256: Its name.
+        base_weights_sha256: What it is against; empty: nothing, it is a full payload.
+        adapter: Layout, if it is an adapter.
+    """
+
+    data: memoryview
+    sha256: str
+    base_weights_sha256: str = ""
+    adapter: checkpoint_pb2.Adapter | None = None
 
 
 class CheckpointServicer(checkpoint_pb2_grpc.CheckpointServiceServicer):
     """Announces and streams what a store holds; for `GrpcServer` only (grpc.aio).
 
-    A caller that names weights it holds gets a delta against them where the store still has them too and the delta is
-    shorter than a full copy.
+    A caller that names weights it holds gets a delta against them where the store still has them too, or an adapter if
+    they are its base, whichever is shorter; a full copy where neither is.
 
     Args:
         store: What is served.
         shelf: Where deltas come from; none: its own.
+        stall_seconds: Longest time that a reader may take for one chunk.
     """
 
-    def __init__(self, store: SnapshotStore, shelf: DeltaShelf | None = None) -> None:
+    def __init__(self, store: SnapshotStore, shelf: DeltaShelf | None = None, stall_seconds: float = 60.0) -> None:
         self._store = store
         self._shelf = shelf or DeltaShelf(store)
+        self._readers = Readers(store.holds, stall_seconds)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds itself to a server: ``server.add(servicer.register, servicer.close)``."""
@@ -70,32 +91,32 @@ class CheckpointServicer(checkpoint_pb2_grpc.CheckpointServiceServicer):
     async def FetchWeights(  # noqa: N802 - gRPC's name
         self, request: checkpoint_pb2.FetchWeightsRequest, context: _Context
     ) -> AsyncIterator[checkpoint_pb2.FetchWeightsResponse]:
-        """Sends the manifest, then the payload or a delta from the offset on."""
+        """Sends the manifest, then the payload, a delta or an adapter from the offset on."""
         async with errors_as_status(context):
             snapshot = self._store.get(WeightsLabel.from_proto(request.want))
-            manifest = snapshot.manifest
-            delta = await self._delta(request, snapshot)
-            data = snapshot.payload if delta is None else memoryview(delta.data)
-            sha256 = manifest.payload_sha256 if delta is None else delta.sha256
-            offset = request.offset_bytes
-            if offset > len(data) or (offset and request.payload_sha256 != sha256):
+            sent = await self._choose(request, snapshot)
+            data, offset, chunk_bytes = sent.data, request.offset_bytes, snapshot.manifest.chunk_bytes
+            if offset > len(data) or (offset and request.payload_sha256 != sent.sha256):
                 raise WeightsMismatch(
                     f"Offset {offset} does not belong to what there is of {snapshot.label}.",
                     "Fetch it from the beginning.",
                 )
-            yield checkpoint_pb2.FetchWeightsResponse(
-                offset_bytes=offset,
-                payload_bytes=len(data),
-                payload_sha256=sha256,
-                manifest=manifest,
-                base_weights_sha256="" if delta is None else delta.base_weights_sha256,
-            )
-            while offset < len(data):
-                chunk = bytes(data[offset : offset + manifest.chunk_bytes])
+            with self._readers.reading(request.node_id, snapshot) as moved:
                 yield checkpoint_pb2.FetchWeightsResponse(
-                    offset_bytes=offset, data=chunk, payload_bytes=len(data), payload_sha256=sha256
+                    offset_bytes=offset,
+                    payload_bytes=len(data),
+                    payload_sha256=sent.sha256,
+                    manifest=snapshot.manifest,
+                    base_weights_sha256=sent.base_weights_sha256,
+                    adapter=sent.adapter,
                 )
-                offset += len(chunk)
+                while offset < len(data):
+                    moved()
+                    chunk = bytes(data[offset : offset + chunk_bytes])
+                    yield checkpoint_pb2.FetchWeightsResponse(
+                        offset_bytes=offset, data=chunk, payload_bytes=len(data), payload_sha256=sent.sha256
+                    )
+                    offset += len(chunk)
 
     async def FetchModelFile(  # noqa: N802 - gRPC's name
         self, request: checkpoint_pb2.FetchModelFileRequest, context: _Context
@@ -113,12 +134,25 @@ class CheckpointServicer(checkpoint_pb2_grpc.CheckpointServiceServicer):
                 yield checkpoint_pb2.FetchModelFileResponse(offset_bytes=offset, data=data)
                 offset += len(data)
 
-    async def _delta(self, request: checkpoint_pb2.FetchWeightsRequest, want: Snapshot) -> Delta | None:
-        """The delta to send; None: send all. A caller that resumes gets what it began with, if that can be had."""
-        resumes_full = request.offset_bytes and request.payload_sha256 == want.manifest.payload_sha256
-        if resumes_full or not request.base_weights_sha256:
-            return None
-        return await self._shelf.get(request.base_weights_sha256, want)
+    async def _choose(self, request: checkpoint_pb2.FetchWeightsRequest, want: Snapshot) -> _Sent:
+        """The shortest of what the caller can use. One that resumes gets what it began with, if that can be had."""
+        full = _Sent(want.payload, want.manifest.payload_sha256)
+        begun = request.payload_sha256 if request.offset_bytes else ""
+        base = request.base_weights_sha256
+        if not base or begun == full.sha256:
+            return full
+        adapter = None
+        if request.accepts_adapter and want.adapter is not None and base == want.manifest.adapter_base.weights_sha256:
+            packed = want.adapter
+            adapter = _Sent(memoryview(packed.data), packed.sha256, base, packed.layout)
+            if begun == adapter.sha256 or len(adapter.data) <= _SMALL_SHARE * len(full.data):
+                return adapter
+        delta = await self._shelf.get(base, want)
+        if delta is None:
+            return adapter if adapter is not None and len(adapter.data) < len(full.data) else full
+        if adapter is not None and len(adapter.data) <= len(delta.data) and begun != delta.sha256:
+            return adapter
+        return _Sent(memoryview(delta.data), delta.sha256, base)
 
     def _check_run(self, run_id: str) -> None:
         if run_id and run_id != self._store.run_id:

