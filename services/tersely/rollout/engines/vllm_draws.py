@@ -34,6 +34,7 @@ class Draw:
         sample_index: Place in the group.
         greedy: Whether the likeliest token is taken.
         temperature: Divides the logits.
+        first_position: Position of the first token that vLLM's request samples; those before are part of its prompt.
         drawn: Token id and its logprob (nats), by position. A position may be drawn again, after a prefill in parts or
             under new weights before the token was handed on: the last one counts.
     """
@@ -42,6 +43,7 @@ class Draw:
     sample_index: int
     greedy: bool
     temperature: float
+    first_position: int = 0
     drawn: dict[int, tuple[int, float]] = field(default_factory=dict)
     number: int = field(default_factory=lambda: next(_numbers))
 
@@ -82,7 +84,8 @@ class SeededDraws(LogitsProcessor):  # type: ignore[misc]
         if not self._rows:
             return logits
         places = sorted(self._rows)
-        rows = [(draw, len(output_ids)) for draw, output_ids in (self._rows[place] for place in places)]
+        entries = [self._rows[place] for place in places]
+        rows = [(draw, draw.first_position + len(output_ids)) for draw, output_ids in entries]
         ours = logits if places == list(range(logits.shape[0])) else logits[places]
         drawn = sample(ours, [draw.temperature for draw, _ in rows], [draw.at(position) for draw, position in rows])
         for (draw, position), token, logprob in zip(rows, drawn.ids, drawn.logprobs, strict=True):
