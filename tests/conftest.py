@@ -1,4 +1,4 @@
-"""Fixtures for every test that needs a queue server."""
+"""The option that names engines for their contract suite, and fixtures for every test that needs a queue server."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ import redis
 
 from tersely.queue import connect
 from tersely.queue.embedded import EmbeddedServer
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds --engine NAME."""
+    parser.addoption(
+        "--engine",
+        action="append",
+        metavar="NAME",
+        help="run the engine contract suite (tests/contract/engine) on this engine; may be given again "
+        "(default: torch, mlx and stub)",
+    )
 
 
 @pytest.fixture(scope="session")

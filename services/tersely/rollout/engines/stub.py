@@ -150,10 +150,12 @@ class StubEngine:
         """Takes a group in and plans its completions.
 
         Raises:
-            EngineFailed: No model is loaded.
+            EngineFailed: No model is loaded, or the group is empty.
         """
         if self._label is None:
             raise EngineFailed("No model is loaded to generate with.", "Load one first.")
+        if not group.prompt_token_ids or group.group_size < 1 or group.sampling.max_completion_tokens < 1:
+            raise EngineFailed(f"Group {group.group_id} has no prompt, no samples or no room for tokens.")
         rows = [self._row(group, sample_index, self._label) for sample_index in range(group.group_size)]
         self._running[group.group_id] = _Running(group, rows, time.perf_counter())
 
