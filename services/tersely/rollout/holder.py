@@ -71,7 +71,10 @@ class WeightsHolder:
         ready = self._fetcher.ready
         if ready is None or ready == self.label:
             return False
-        return required is None or ready == required
+        if required is not None:
+            return ready == required
+        # One that was wanted for a group which is gone by now is no news.
+        return ready.policy_version > self.policy_version or ready == self.newest()
 
     def wait(self, timeout_seconds: float) -> None:
         """Waits until weights have come, or for so long."""

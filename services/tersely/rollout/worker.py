@@ -114,6 +114,7 @@ class RolloutWorker:
         self._leases = leases
         self._holder = holder
         self._engine = engine
+        self._engine_name = engine.capabilities().name
         self._decode = decode
         self._report_to = report
         self._stopping = stopping
@@ -328,7 +329,10 @@ class RolloutWorker:
 
     def _hand_on(self, work: Work, done: GeneratedGroup) -> None:
         message = group_pb2.CompletionGroup(
-            prompt=done.prompt, rollout_node_id=self._node_id, generate_seconds=done.seconds
+            prompt=done.prompt,
+            rollout_node_id=self._node_id,
+            rollout_engine=self._engine_name,
+            generate_seconds=done.seconds,
         )
         for completion in done.completions:
             added = message.completions.add()

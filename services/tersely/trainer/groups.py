@@ -43,6 +43,8 @@ class GroupRows:
         advantages: [R] fp32.
         start: [R, C] the learner's log-probabilities at the start of the batch, once they are known.
         reference: [R, C] those of the reference policy, where one is asked for.
+        mismatch: Sum of |learner - behaviour|, nats, at the start of the batch, once it is known; and over how many
+            tokens.
     """
 
     prompt: torch.Tensor
@@ -53,6 +55,7 @@ class GroupRows:
     advantages: torch.Tensor
     start: torch.Tensor | None = None
     reference: torch.Tensor | None = None
+    mismatch: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

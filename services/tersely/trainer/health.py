@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 
@@ -47,6 +47,7 @@ class StepHealth:
         micro_batches: Parts that a pass was cut into.
         advantages: Per group one number per sample; None: not in the loss.
         seconds: Wall time of `forward`, `backward` and `optimizer` on this rank.
+        group_mismatch: Per group the sum that `mismatch` is the mean of, and over how many tokens.
     """
 
     loss: float
@@ -68,6 +69,7 @@ class StepHealth:
     micro_batches: int
     advantages: dict[GroupId, Advantages]
     seconds: dict[str, float]
+    group_mismatch: dict[GroupId, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -91,8 +93,12 @@ class PassSums:
     @torch.no_grad()
     def add(
         self, outputs: LossOutputs, result: CompletionLogprobs, behaviour_RL: torch.Tensor, mask_RL: torch.Tensor
-    ) -> None:
-        """Add one part: its loss, its log-probabilities and entropies, and what was recorded, [R, L] each."""
+    ) -> tuple[float, float]:
+        """Add one part: its loss, its log-probabilities and entropies, and what was recorded, [R, L] each.
+
+        Returns:
+            The part's sum of |learner - recorded logprob|, nats, and its tokens.
+        """
         logprobs_N, difference_N = result.logprobs[mask_RL], (result.logprobs - behaviour_RL)[mask_RL]
         ratio_N = difference_N.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
         sums = torch.stack(
@@ -109,15 +115,16 @@ class PassSums:
                 outputs.tokens,
             ]
         ).tolist()
-        for field, value in zip(fields(self), sums, strict=False):
-            setattr(self, field.name, getattr(self, field.name) + value)
+        for one, value in zip(fields(self), sums, strict=False):
+            setattr(self, one.name, getattr(self, one.name) + value)
         self.completions += mask_RL.shape[0]
         self.micro_batches += 1
         self.ratio_max = max(self.ratio_max, float(ratio_N.max()))
+        return sums[3], sums[-1]
 
     def total(self, ranks: Ranks) -> PassSums:
         """The sums of all ranks."""
-        *names, last = (field.name for field in fields(self))
+        *names, last = (one.name for one in fields(self))
         sums = ranks.sums([getattr(self, name) for name in names])
         return PassSums(**dict(zip(names, sums, strict=True)), **{last: ranks.largest(getattr(self, last))})
 
@@ -130,6 +137,7 @@ def step_health(
     has_kl: bool,
     advantages: dict[GroupId, Advantages],
     seconds: dict[str, float],
+    group_mismatch: dict[GroupId, tuple[float, float]],
 ) -> StepHealth:
     """The step in all, from the sums of its passes over all ranks."""
     first, last = passes[0], passes[-1]
@@ -154,4 +162,5 @@ def step_health(
         micro_batches=round(first.micro_batches),
         advantages=advantages,
         seconds=dict(seconds),
+        group_mismatch=group_mismatch,
     )

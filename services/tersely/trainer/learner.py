@@ -29,6 +29,7 @@ from tersely.trainer.micro_batches import backward_in_parts
 from tersely.trainer.probe import choose_forward, probe_logprobs
 from tersely.trainer.reference import Reference
 from tersely.trainer.schedule import learning_rate
+from tersely.types import GroupId
 from tersely.weights.adapter import AdapterLayer
 from tersely.weights.probe import Probe
 
@@ -164,7 +165,18 @@ class Learner:
             has_kl=self._section.kl_coefficient > 0,
             advantages={group.group_id: values for group, values in zip(batch, advantages, strict=True)},
             seconds=seconds,
+            group_mismatch=self._mismatch(batch, dict(zip(share, rows, strict=True))),
         )
+
+    def _mismatch(
+        self, batch: Sequence[TrainingGroup], mine: Mapping[int, GroupRows | None]
+    ) -> dict[GroupId, tuple[float, float]]:
+        """Per group of the batch, whichever rank had it: the sum of |learner - behaviour|, and its tokens."""
+        found = [(0.0, 0.0) if (rows := mine.get(index)) is None else rows.mismatch for index in range(len(batch))]
+        sums = self._ranks.sums([value for pair in found for value in pair])
+        return {
+            group.group_id: pair for group, pair in zip(batch, zip(sums[::2], sums[1::2], strict=True), strict=True)
+        }
 
     def fit(self, learner: LearnerSection) -> None:
         """Takes over the settings that fit the learner to a machine, from the next step on.
@@ -247,7 +259,9 @@ class Learner:
                     max_completion_tokens=self._max_completion_tokens,
                 )
             )
-            sums.add(outputs, result, group.behaviour[part], group.mask[part])
+            nats, tokens = sums.add(outputs, result, group.behaviour[part], group.mask[part])
+            if first_pass:
+                group.mismatch = (group.mismatch[0] + nats, group.mismatch[1] + tokens)
             return outputs.loss
 
         backward_in_parts(

@@ -12,12 +12,13 @@ from tersely.telemetry.events import EventLog, read_events
 from tersely.telemetry.samples import SampleLog, read_samples
 from tersely.trainer.health import StepHealth
 from tersely.trainer.history import Rollback
+from tersely.trainer.mismatch import mismatch_by_node
 from tersely.trainer.samples import batch_figures, oldest_version, sample_rows
 from tersely.trainer.status import Status
 from tersely.types import GroupId, PolicyVersion, WeightsLabel
 from tersely.v1 import group_pb2
 
-_NOT_FIGURES = ("advantages", "seconds")
+_NOT_FIGURES = ("advantages", "seconds", "group_mismatch")
 
 
 class Recorder:
@@ -121,6 +122,7 @@ class Recorder:
             "policy_version": made.policy_version,
             **batch_figures(groups),
             **{key: value for key, value in asdict(health).items() if key not in _NOT_FIGURES},
+            "mismatch_by_node": mismatch_by_node(groups, health.group_mismatch, sampled_at),
             "staleness": sum(lags) / len(lags),
             "dropped_groups": dropped,
             "zero_variance": self._fallen["no_signal"] / with_rewards,

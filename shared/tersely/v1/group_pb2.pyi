@@ -197,10 +197,13 @@ class CompletionGroup(_message.Message):
     COMPLETIONS_FIELD_NUMBER: _builtins.int
     ROLLOUT_NODE_ID_FIELD_NUMBER: _builtins.int
     GENERATE_SECONDS_FIELD_NUMBER: _builtins.int
+    ROLLOUT_ENGINE_FIELD_NUMBER: _builtins.int
     rollout_node_id: _builtins.str
     """Node that generated it."""
     generate_seconds: _builtins.float
     """Wall time of generation, seconds."""
+    rollout_engine: _builtins.str
+    """Engine that sampled it, e.g. `torch`; empty: not told."""
     @_builtins.property
     def prompt(self) -> Global___PromptGroup:
         """The group as it was issued, unchanged."""
@@ -216,10 +219,11 @@ class CompletionGroup(_message.Message):
         completions: _abc.Iterable[Global___Completion] | None = ...,
         rollout_node_id: _builtins.str = ...,
         generate_seconds: _builtins.float = ...,
+        rollout_engine: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completions", b"completions", "generate_seconds", b"generate_seconds", "prompt", b"prompt", "rollout_node_id", b"rollout_node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completions", b"completions", "generate_seconds", b"generate_seconds", "prompt", b"prompt", "rollout_engine", b"rollout_engine", "rollout_node_id", b"rollout_node_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

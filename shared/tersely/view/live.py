@@ -206,13 +206,20 @@ def _books(status: Mapping[str, Any]) -> RenderableType:
 
 def _nodes(status: Mapping[str, Any]) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("node", "pid", "host", "state", "version", "tokens/s", "groups"):
+    for name in ("node", "pid", "host", "engine", "state", "version", "tokens/s", "groups", "mismatch"):
         table.add_column(name, no_wrap=True)
+    apart = (status.get("last_step") or {}).get("mismatch_by_node") or {}
     for node in status.get("nodes") or []:
         detail = node.get("detail") or ""
         state = one_line(f"{node.get('state', '')} {detail}".strip())[:40]
-        cells = [node.get("role"), node.get("pid"), node.get("host"), state, node.get("policy_version")]
+        engine = node.get("engine") or None
+        cells = [node.get("role"), node.get("pid"), node.get("host"), engine, state, node.get("policy_version")]
         shown = [Text("-" if cell is None else one_line(str(cell))) for cell in cells]
         rate = node.get("tokens_per_second")
-        table.add_row(*shown, figures.number(rate, 0) if rate else "-", str(node.get("groups_finished", "-")))
+        table.add_row(
+            *shown,
+            figures.number(rate, 0) if rate else "-",
+            str(node.get("groups_finished", "-")),
+            figures.small((apart.get(node.get("node_id")) or {}).get("nats")),
+        )
     return table

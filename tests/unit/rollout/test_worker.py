@@ -1,170 +1,23 @@
 from __future__ import annotations
 
-import json
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
-import redis
-import torch
 
-from tersely.errors import LeaseLost, TerselyError, WeightsUnavailable
-from tersely.queue import LeaseKeeper, QuarantineReader, RunKeys, WorkStream, connect
+from tersely.errors import LeaseLost
+from tersely.queue import QuarantineReader, connect
 from tersely.queue.embedded import EmbeddedServer
-from tersely.rollout.engines.base import EngineSettings, GeneratedGroup
-from tersely.rollout.engines.stub import StubEngine
-from tersely.rollout.fetching import WeightsFetcher
-from tersely.rollout.holder import WeightsHolder
-from tersely.rollout.leases import LeaseDesk
-from tersely.rollout.worker import RolloutWorker
 from tersely.testing.engines import LABEL, group
-from tersely.types import GroupId, NodeId, PolicyVersion, RunId, WeightsLabel
-from tersely.v1 import checkpoint_pb2, group_pb2
+from tersely.testing.modules import load_module
+from tersely.types import GroupId
+from tersely.v1 import group_pb2
 
-OLD = WeightsLabel(PolicyVersion(1), "cc" * 32)
+shared = load_module(Path(__file__).with_name("ring.py"))
+FakeSource, Ring, OLD = shared.FakeSource, shared.Ring, shared.OLD
 
-
-class FakeSource:
-    """Announces one label and serves those it is given."""
-
-    def __init__(self, newest: WeightsLabel | None, *served: WeightsLabel) -> None:
-        self.newest, self.served = newest, set(served)
-        self.withheld: set[WeightsLabel] = set()
-        self.fetched: list[WeightsLabel] = []
-
-    def wait_for_version(
-        self, timeout_seconds: float | None, other_than: WeightsLabel | None = None
-    ) -> checkpoint_pb2.WeightsManifest | None:
-        if self.newest is None:
-            time.sleep(0.01)
-            return None
-        return checkpoint_pb2.WeightsManifest(weights=self.newest.to_proto())
-
-    def fetch(self, want: WeightsLabel, base: WeightsLabel | None = None) -> dict[str, torch.Tensor]:
-        while want in self.withheld:
-            time.sleep(0.005)
-        if want not in self.served:
-            raise WeightsUnavailable(f"no {want}")
-        self.fetched.append(want)
-        return {"w": torch.zeros(2)}
-
-    def manifest(self, label: WeightsLabel) -> checkpoint_pb2.WeightsManifest | None:
-        return None
-
-
-class FaultyEngine(StubEngine):
-    """A stub that can be told to fail on a prompt, or to go on for ever; it notes each group with those beside it."""
-
-    failing: str = ""
-    endless = False
-    admitted: list[list[str]]
-    asked: list[str]
-
-    def admit(self, group: group_pb2.PromptGroup) -> None:
-        self.admitted = [*getattr(self, "admitted", []), [*self._running, group.group_id]]
-        super().admit(group)
-
-    def step(self) -> list[GeneratedGroup]:
-        if self.failing in self._running:
-            raise RuntimeError("out of memory")
-        if self.endless:
-            time.sleep(0.005)
-            return []
-        return super().step()
-
-
-class Ring:
-    """A worker on a real server, run in a thread until what a test waits for has come."""
-
-    def __init__(
-        self,
-        client: redis.Redis,
-        folder: Path,
-        source: FakeSource,
-        swap: Literal["drain", "inflight"] = "drain",
-        max_staleness: int = 0,
-        **options: Any,
-    ) -> None:
-        self.client, self.keys = client, RunKeys(RunId(folder.name))
-        self.stream = self.consumer("worker", **options)
-        self.stream.create()
-        self.next = WorkStream(
-            client, self.keys.completions, "scorer", "s", lease_seconds=60, quarantine_key=self.keys.quarantine
-        )
-        self.next.create()
-        self.source, self.stopping = source, threading.Event()
-        self.engine = FaultyEngine(EngineSettings(batch_sequences=12), step_tokens=1)
-        (folder / "config.json").write_text(json.dumps({"vocab_size": 50}))
-        self.reports: list[dict[str, Any]] = []
-        self.error: TerselyError | None = None
-        self.keeper = LeaseKeeper(self.stream)
-        self.leases = LeaseDesk(self.stream, self.keys.completions, self.keeper, self.stopping, 0.2, 0.01)
-        self.fetcher = WeightsFetcher(source, pause_seconds=0.01)
-        self.worker = RolloutWorker(
-            node_id=NodeId("worker"),
-            leases=self.leases,
-            holder=WeightsHolder(self.engine, source, self.fetcher, folder),
-            engine=self.engine,
-            decode=lambda ids: " ".join(map(str, ids)),
-            report=lambda **fields: self.reports.append(fields),
-            stopping=self.stopping,
-            swap=swap,
-            max_staleness=max_staleness,
-            pause_seconds=0.01,
-        )
-
-    def consumer(self, name: str, **options: Any) -> WorkStream:
-        settings = {"lease_seconds": 60.0, "max_strikes": 3} | options
-        return WorkStream(
-            self.client, self.keys.prompts, "rollout", name, quarantine_key=self.keys.quarantine, **settings
-        )
-
-    def add(self, *groups: group_pb2.PromptGroup) -> None:
-        for one in groups:
-            self.stream.add(GroupId(one.group_id), one.SerializeToString())
-
-    def run(self, until: Callable[[], bool], seconds: float = 20.0) -> None:
-        def target() -> None:
-            try:
-                self.worker.run()
-            except TerselyError as error:
-                self.error = error
-
-        with self.keeper, self.fetcher:
-            thread = threading.Thread(target=target)
-            thread.start()
-            deadline = time.monotonic() + seconds
-            while not until() and time.monotonic() < deadline:
-                time.sleep(0.01)
-            self.stopping.set()
-            thread.join(seconds)
-        assert not thread.is_alive()
-
-    def done(self, count: int) -> Callable[[], bool]:
-        return lambda: self.next.depth().total >= count
-
-    def results(self) -> dict[str, group_pb2.CompletionGroup]:
-        leases = self.next.lease(100, 0)
-        return {lease.group_id: group_pb2.CompletionGroup.FromString(lease.payload) for lease in leases}
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
-    with EmbeddedServer(tmp_path_factory.mktemp("valkey")) as server:
-        made = connect(server.url)
-        yield made
-        made.close()
-
-
-@pytest.fixture
-def make_ring(client: redis.Redis, tmp_path: Path) -> Callable[..., Ring]:
-    return lambda source, **options: Ring(client, tmp_path, source, **options)
-
-
-MakeRing = Callable[..., Ring]
+MakeRing = Callable[..., Any]
 
 
 def test_a_group_is_generated_by_the_weights_it_requires_and_handed_on(make_ring: MakeRing) -> None:
@@ -280,19 +133,23 @@ def test_a_lease_lost_to_another_worker_is_dropped_and_counted(
     assert ring.results() == {}
 
 
+def steal(ring: Any, index: int) -> None:
+    entry = ring.client.xpending_range(ring.keys.prompts, "rollout", "-", "+", 10)[index]
+    ring.client.xclaim(ring.keys.prompts, "rollout", "thief", 0, [entry["message_id"]], justid=True)
+
+
 def test_generation_stops_when_all_its_leases_have_gone_to_others(make_ring: MakeRing) -> None:
     ring = make_ring(FakeSource(LABEL, LABEL), lease_seconds=3.0)
     ring.engine.endless = True
     ring.add(group([1], name="a"))
     thief = ring.consumer("thief", lease_seconds=3.0)
 
-    def steal() -> bool:
+    def stolen() -> bool:
         if ring.stream.depth().leased == 1 and ring.leases.lost_count == 0:
-            (entry,) = ring.client.xpending_range(ring.keys.prompts, "rollout", "-", "+", 1)
-            ring.client.xclaim(ring.keys.prompts, "rollout", "thief", 0, [entry["message_id"]], justid=True)
+            steal(ring, 0)
         return ring.leases.lost_count == 1
 
-    ring.run(until=steal)
+    ring.run(until=stolen)
     assert ring.leases.lost_count == 1
     assert [lease.group_id for lease in thief.pending_of_consumer()] == ["a"]
 
@@ -311,3 +168,48 @@ def test_a_server_that_is_gone_ends_the_stay_after_the_patience(tmp_path: Path) 
     client.close()
     assert ring.error is not None
     assert ring.error.kind == "redis_unreachable"
+
+
+def test_a_long_group_does_not_hold_up_short_ones_that_come_later(make_ring: MakeRing) -> None:
+    ring = make_ring(FakeSource(LABEL, LABEL))
+    ring.engine._step_seconds = 0.002
+    long = group([1], name="long", limit=100_000, stop=())
+    long.target_tokens = 5000
+    ring.add(long)
+    ring.play(
+        (lambda: ring.admitted() == ["long"], lambda: ring.add(group([1], name="a"), group([1], name="b"))),
+        (ring.done(2), lambda: ring.add(group([1], name="c"))),
+        (ring.done(3), lambda: None),
+    )
+    assert set(ring.results()) == {"a", "b", "c"}
+    assert ring.engine.admitted[1:] == [["long", "a"], ["long", "a", "b"], ["long", "c"]]
+
+
+def test_no_more_is_leased_than_has_room(make_ring: MakeRing) -> None:
+    ring = make_ring(FakeSource(LABEL, LABEL))
+    ring.engine.endless = True
+    ring.add(*[group([1], name=f"g{n}") for n in range(6)])
+    seen: list[int] = []
+    ring.run(until=lambda: bool(seen.append(ring.leased()) or seen.count(3) > 20))  # type: ignore[func-returns-value]
+    assert max(seen) == 3
+    assert ring.stream.depth().total == 6
+
+
+def test_a_lost_lease_ends_only_its_group(make_ring: MakeRing) -> None:
+    ring = make_ring(FakeSource(LABEL, LABEL), lease_seconds=3.0)
+    ring.engine.endless = True
+    ring.add(group([1], name="a"), group([1], name="b"))
+    ring.play(
+        (lambda: ring.admitted() == ["a", "b"], lambda: steal(ring, 0)),
+        (lambda: ring.leases.lost_count == 1, lambda: setattr(ring.engine, "endless", False)),
+        (ring.done(1), lambda: None),
+    )
+    assert set(ring.results()) == {"b"}
+
+
+def test_two_copies_of_a_group_are_generated_one_after_the_other(make_ring: MakeRing) -> None:
+    ring = make_ring(FakeSource(LABEL, LABEL))
+    ring.add(group([1], name="a"), group([1], name="a"))
+    ring.run(until=ring.done(2))
+    assert ring.engine.admitted == [["a"], ["a"]]
+    assert ring.worker.groups_finished == 2

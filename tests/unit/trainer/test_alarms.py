@@ -35,6 +35,14 @@ def after(**changes: Any) -> Changes:
     return lambda step: changes if step >= FROM else {}
 
 
+def apart(nats: float) -> dict[str, Any]:
+    """Two nodes, the second so far away from the learner."""
+    return {
+        "rollout-1": {"engine": "torch", "nats": 5e-6, "tokens": 700},
+        "rollout-2": {"engine": "mlx", "nats": nats, "tokens": 100},
+    }
+
+
 CASES: dict[str, list[tuple[str, Changes, Changes]]] = {
     "length_at_limit": [
         (
@@ -76,6 +84,9 @@ CASES: dict[str, list[tuple[str, Changes, Changes]]] = {
     "loss_of_signal": [("most groups alike", after(zero_variance=0.9), after(zero_variance=0.5))],
     "mismatch_high": [
         ("on fresh samples", after(mismatch=0.2), after(mismatch=0.2, staleness=1.5)),  # stale: the policy's change
+    ],
+    "node_mismatch": [
+        ("one of two", after(mismatch_by_node=apart(0.3)), after(mismatch_by_node=apart(0.04))),
     ],
     "gradient_jump": [
         ("not finite", lambda step: {"grad_norm": math.nan} if step == FROM else {}, lambda _: {"grad_norm": 9.0}),

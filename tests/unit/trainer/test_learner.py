@@ -141,6 +141,9 @@ def test_one_step_equals_adamw_on_the_plain_models_gradient(make_learner) -> Non
     assert health.loss == pytest.approx(loss.item(), rel=1e-4)
     assert health.grad_norm == pytest.approx(norm.item(), rel=1e-4)
     assert health.mismatch == pytest.approx(mismatch, rel=1e-4)
+    tokens = {group.group_id: sum(map(len, group.completion_ids)) for group in groups}
+    assert {name: pair[1] for name, pair in health.group_mismatch.items()} == tokens
+    assert sum(pair[0] for pair in health.group_mismatch.values()) / count == pytest.approx(mismatch, rel=1e-4)
     assert health.trained_tokens == count
     got = weights_of(learner)
     for (name, _), want in zip(model.named_parameters(), optimizer_parameters, strict=True):

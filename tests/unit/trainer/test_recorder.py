@@ -70,7 +70,7 @@ def a_group(name: str) -> group_pb2.ScoredGroup:
 def train(recorder: Recorder, *names: str) -> None:
     values = {field.name: 1 for field in fields(StepHealth)}
     advantages = {GroupId(name): (1.0, -1.0) for name in names}
-    health = StepHealth(**{**values, "advantages": advantages, "seconds": {}})
+    health = StepHealth(**{**values, "advantages": advantages, "group_mismatch": {}, "seconds": {}})
     groups = [a_group(name) for name in names]
     recorder.trained(1, groups, health, sampled_at=V0.policy_version, made=V0, seconds={}, dropped=0)
 

@@ -112,6 +112,35 @@ def mismatch_high(history: History, recipe: Recipe) -> list[Sign]:
     ]
 
 
+def node_mismatch(history: History, recipe: Recipe) -> list[Sign]:
+    """One rollout node of several disagrees with the learner about tokens that the same weights sampled."""
+    seen = [figures.get("mismatch_by_node") or {} for figures in history.window]
+    engines = {node: str(entry.get("engine")) for by_node in seen for node, entry in by_node.items()}
+    limit, signs = recipe.alarms.mismatch_nats, []
+    for node in sorted(engines):
+        entries = [by_node[node] for by_node in seen if node in by_node]
+        nats = [(number(entry.get("nats")), number(entry.get("tokens")) or 0.0) for entry in entries]
+        tokens = sum(count for value, count in nats if value is not None)
+        if history.count < history.window_steps or not tokens:
+            continue
+        mean = sum(value * count for value, count in nats if value is not None) / tokens
+        signs.append(
+            too_high(
+                mean,
+                limit,
+                message=f"node {node} ({engines[node]}) is {mean:.3f} nats a token away from the learner on fresh"
+                f" samples; rounding alone is below 0.02, and {len(engines)} nodes were seen",
+                cause="That node does not compute the learner's policy: another precision, weights it did not take, or"
+                " an engine that computes this model differently.",
+                setting="rollout.engine",
+                change="Start that node again, or with --engine torch, and compare; learner.correction = tis weighs the"
+                " difference out meanwhile.",
+                subject=node,
+            )
+        )
+    return signs
+
+
 def gradient_jump(history: History, recipe: Recipe) -> list[Sign]:
     """The gradient is not finite, or a multiple of what it was, for two steps in a row."""
     if "grad_norm" not in history.last:

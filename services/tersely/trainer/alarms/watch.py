@@ -22,6 +22,7 @@ ALARMS: Mapping[str, Rule] = {
     "rewards_fight": policy.rewards_fight,
     "loss_of_signal": policy.loss_of_signal,
     "mismatch_high": policy.mismatch_high,
+    "node_mismatch": policy.node_mismatch,
     "gradient_jump": policy.gradient_jump,
     "groups_too_old": policy.groups_too_old,
     "template_collapse": texts.template_collapse,
