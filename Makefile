@@ -40,7 +40,7 @@ test: setup ## Run every test (no network; needs redis-server for one half of th
 test-vllm: setup-vllm ## Run the tests of the vLLM engine in its environment (fetches SmolLM2-135M, 93 MB, the first time)
 	@$(BIN)/python -c 'from tersely.models.locate import locate_model; locate_model("smollm2-135m")'
 	@HF_HUB_OFFLINE=1 $(VLLM_ENV)/bin/python -m pytest --timeout 600 tests/contract/engine --engine vllm $(PYTEST_ARGS)
-	@HF_HUB_OFFLINE=1 $(VLLM_ENV)/bin/python -m pytest --timeout 600 tests/vllm $(PYTEST_ARGS)
+	@HF_HUB_OFFLINE=1 $(VLLM_ENV)/bin/python -m pytest --timeout 600 tests/on_vllm $(PYTEST_ARGS)
 
 faults: setup ## Run only the tests that kill and stop processes
 	@HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)

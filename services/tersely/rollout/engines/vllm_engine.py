@@ -7,6 +7,7 @@ cache, so that only the last, part-filled block is computed once per sample. Tok
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,6 +131,8 @@ class VllmEngine:
         self._label, self._weights = None, {}
         if self._runtime is None:
             self._runtime = VllmRuntime(model_folder, self._settings, self._device, self._dtype)
+            # A worker that joins another run drops the engine: its model and caches have to go before the next.
+            weakref.finalize(self, self._runtime.close).atexit = False
             self._config = config
         checked = self._runtime.check(weights)
         self._runtime.refill(checked)
