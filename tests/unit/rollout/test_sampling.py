@@ -50,3 +50,15 @@ def test_greedy_takes_the_likeliest_and_records_its_logprob_at_the_temperature()
 def test_not_a_number_is_refused() -> None:
     with pytest.raises(EngineFailed):
         sample(torch.full((1, 4), float("nan")), [1.0], [0.5])
+
+
+@pytest.mark.parametrize("vocabulary", [1, 127, 128, 129, 1000])
+def test_the_token_is_the_first_whose_cdf_exceeds_the_number(vocabulary: int) -> None:
+    torch.manual_seed(vocabulary)
+    logits = torch.randn(vocabulary) * 4
+    cdf = torch.softmax(logits.double(), -1).cumsum(0)
+    uniforms = [uniform(5, index, 0) for index in range(500)]
+    drawn = sample(logits.expand(500, -1), [1.0] * 500, uniforms)
+    for number, token, logprob in zip(uniforms, drawn.ids, drawn.logprobs, strict=True):
+        assert (cdf[token - 1].item() if token else 0.0) - 1e-6 <= number < cdf[token].item() + 1e-6
+        assert logprob == pytest.approx(torch.log_softmax(logits, -1)[token].item(), abs=1e-5)
