@@ -14,7 +14,7 @@ from typing import TypeVar
 import structlog
 from google.protobuf.message import DecodeError
 
-from tersely.errors import LeaseLost, QueueError, RedisOutOfMemory, RedisUnreachable
+from tersely.errors import RedisOutOfMemory, RedisUnreachable
 from tersely.queue import Lease, LeaseKeeper, WorkStream
 from tersely.scorer.batch import inputs_of, score_batch
 from tersely.scorer.rewards.base import Reward
@@ -25,6 +25,9 @@ MALFORMED_GROUP = "malformed_group"
 SCORER_ERROR = "scorer_error"
 """Error kind of a failure of the scorer itself."""
 BLOCK_SECONDS = 1.0
+TOGETHER_SECONDS = 0.05
+"""Groups are taken together, to save round trips, as long as scoring them takes no longer than this."""
+MOST_TOGETHER = 8
 PATIENCE_SECONDS = 60.0
 
 log = structlog.get_logger(__name__)
@@ -38,11 +41,11 @@ class MalformedGroup(ValueError):
 
 
 class RingScorer:
-    """Consumes `completions` and feeds `scored`, one group at a time.
+    """Consumes `completions` and feeds `scored`: one group at a time, or a few where they are scored in no time.
 
     Args:
         stream: The completions, as seen by this node.
-        keeper: Renews the lease in hand; started by the caller.
+        keeper: Renews the leases in hand; started by the caller.
         to_key: Stream of scored groups.
         node_id: This node, written into each scored group.
         rewards: Rewards of the recipe, in its order.
@@ -76,9 +79,10 @@ class RingScorer:
         self._report = report
         self._same_run = same_run
         self._patience_seconds = patience_seconds
+        self._group_seconds = TOGETHER_SECONDS
 
     def run(self, stopping: Event) -> None:
-        """Works until `stopping` is set, or the run is over; the group in hand is finished first.
+        """Works until `stopping` is set, or the run is over; the groups in hand are finished first.
 
         Raises:
             RedisUnreachable: The server stayed away longer than the patience.
@@ -87,31 +91,54 @@ class RingScorer:
         self._patiently(self._stream.create, stopping)
         self._report("waiting", "for completions")
         while not stopping.is_set():
-            leases = self._patiently(lambda: self._stream.lease(1, BLOCK_SECONDS), stopping)
-            if not leases and not stopping.is_set() and not self._same_run():
-                return
-            for lease in leases or ():
-                self._report("scoring", f"group {lease.group_id}")
-                self._process(lease, stopping)
+            leases = self._patiently(lambda: self._stream.lease(self._together(), BLOCK_SECONDS), stopping)
+            if leases:
+                self._process(self._without_suspects(leases, stopping), stopping)
                 self._report("waiting", "for completions")
+            elif not stopping.is_set() and not self._same_run():
+                return
 
-    def _process(self, lease: Lease, stopping: Event) -> None:
-        self._keeper.hold(lease)
+    def _together(self) -> int:
+        return max(1, min(MOST_TOGETHER, int(TOGETHER_SECONDS / max(self._group_seconds, 1e-6))))
+
+    def _without_suspects(self, leases: list[Lease], stopping: Event) -> list[Lease]:
+        """A group whose lease expired may have killed its scorer, and those beside it must not go down with it."""
+        if any(lease.expired_leases for lease in leases):
+            for lease in leases[1:]:
+                self._patiently(lambda lease=lease: self._stream.give_back(lease), stopping)  # type: ignore[misc]
+            return leases[:1]
+        return leases
+
+    def _process(self, leases: Sequence[Lease], stopping: Event) -> None:
+        for lease in leases:
+            self._keeper.hold(lease)
+        try:
+            finished = [(lease, payload) for lease in leases if (payload := self._scored(lease, stopping)) is not None]
+            lost = self._patiently(lambda: self._stream.forward_many(finished, self._to_key), stopping)
+            if lost is None:
+                return
+            for lease in lost:
+                log.warning("result_dropped", group_id=lease.group_id, reason="the lease was lost")
+            self.groups_finished += len(finished) - len(lost)
+        finally:
+            for lease in leases:
+                self._keeper.release(lease)
+
+    def _scored(self, lease: Lease, stopping: Event) -> bytes | None:
+        """The scored group; None when it can't be had, which is then reported."""
+        self._report("scoring", f"group {lease.group_id}")
+        began = time.perf_counter()
         try:
             payload = self.score(lease).SerializeToString()
-            if self._patiently(lambda: self._forward(lease, payload), stopping):
-                self.groups_finished += 1
-        except LeaseLost as error:
-            log.warning("result_dropped", group_id=lease.group_id, reason=error.message)
         except MalformedGroup as error:
             self._fail(lease, MALFORMED_GROUP, str(error), stopping)
-        except QueueError:
-            raise
         except Exception as error:
             log.exception("scoring_failed", group_id=lease.group_id)
             self._fail(lease, SCORER_ERROR, f"{type(error).__name__}: {error}", stopping)
-        finally:
-            self._keeper.release(lease)
+        else:
+            self._group_seconds += 0.2 * (time.perf_counter() - began - self._group_seconds)
+            return payload
+        return None
 
     def score(self, lease: Lease) -> group_pb2.ScoredGroup:
         """The group with its rewards.
@@ -129,10 +156,6 @@ class RingScorer:
             scorer_node_id=self._node_id,
             score_seconds=time.perf_counter() - began,
         )
-
-    def _forward(self, lease: Lease, payload: bytes) -> bool:
-        self._stream.forward(lease, self._to_key, payload)
-        return True
 
     def _fail(self, lease: Lease, kind: str, message: str, stopping: Event) -> None:
         self.last_error = f"{kind}: {message}"

@@ -7,6 +7,8 @@ and waiting for their batch). A group that falls out frees its credit, which its
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable
 
 import structlog
@@ -30,6 +32,8 @@ _OUTCOMES = {
     Outcome.NO_SIGNAL: log_pb2.GROUP_OUTCOME_NO_SIGNAL,
     Outcome.QUARANTINED: log_pb2.GROUP_OUTCOME_QUARANTINED,
 }
+_SENT_TOGETHER = 32
+_QUARANTINE_SECONDS = 0.25
 _NO_SIGNAL = "all weighted rewards are equal, or fewer than two could be scored"
 
 
@@ -74,6 +78,8 @@ class Collector:
         self._labels: dict[PolicyVersion, str] = {}
         self._current: WeightsLabel | None = None
         self._missing: set[GroupId] = set()
+        self._unsent: list[Issue] = []
+        self._looked_at_quarantine = -math.inf
         self._dropped_this_step = 0
         self.refills_exhausted = False
 
@@ -127,6 +133,7 @@ class Collector:
         if beyond > 0:
             self.refills_exhausted = True
             wanted -= beyond
+        self._send_unsent()
         for _ in range(wanted):
             issue = self._issuer.issue(self._ledger.next_issue_number)
             self._wal.append(
@@ -141,12 +148,22 @@ class Collector:
             self._events.write(
                 "group_issued", group_id=issue.group_id, issue_number=issue.issue_number, prompt_id=issue.prompt_id
             )
-            self.send(issue)
+            self._unsent.append(issue)
+            if len(self._unsent) == _SENT_TOGETHER:
+                self._send_unsent()
+        self._send_unsent()
 
     def send(self, issue: Issue) -> None:
         """Puts an issued group (again) on its way."""
         required = self._current if self._recipe.synchronous else None
         self._ring.send(self._issuer.training_group(issue, required))
+
+    def _send_unsent(self) -> None:
+        """Sends what is booked and was not sent: just now, or before a failure of the server."""
+        required = self._current if self._recipe.synchronous else None
+        issues = [issue for issue in self._unsent if issue.group_id in self._ledger.open]
+        self._ring.send_many([self._issuer.training_group(issue, required) for issue in issues])
+        self._unsent.clear()
 
     def resend_lost(self) -> int:
         """Sends groups again that are open, not accepted, and in no stream: the server was wiped, or there was a crash.
@@ -172,7 +189,12 @@ class Collector:
 
     def poll(self, block_seconds: float) -> None:
         """Takes what has arrived and decides on it; waits up to `block_seconds` for the first."""
-        self.take(self._ring.take(64, block_seconds))
+        arrivals = self._ring.take(64, block_seconds)
+        self.take(arrivals)
+        now = time.monotonic()
+        if arrivals and now - self._looked_at_quarantine < _QUARANTINE_SECONDS:
+            return
+        self._looked_at_quarantine = now
         for quarantined in self._ring.newly_quarantined():
             if quarantined.group_id.startswith(EVALUATION_PREFIX):
                 self._desk.quarantined(quarantined.group_id)

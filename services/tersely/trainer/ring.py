@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,10 @@ class Ring:
     def send(self, group: group_pb2.PromptGroup) -> None:
         """Puts a group on its way."""
         self.prompts.add(GroupId(group.group_id), group.SerializeToString())
+
+    def send_many(self, groups: Sequence[group_pb2.PromptGroup]) -> None:
+        """Puts groups on their way in their order, all or none."""
+        self.prompts.add_many([(GroupId(group.group_id), group.SerializeToString()) for group in groups])
 
     def take(self, count: int, block_seconds: float) -> list[Arrival]:
         """Scored groups that have arrived; unreadable ones get a strike and end in the quarantine."""

@@ -31,12 +31,18 @@ class ScriptedStream:
         self.stopping, self.faults, self.data = stopping, faults, data
         self.forwarded: list[group_pb2.ScoredGroup] = []
         self.failed: list[str] = []
+        self.given_back: list[str] = []
+        self.asked_for: list[int] = []
+        self.scripts: list[list[Lease]] = []
         self.given = False
         self.idle = 0
 
     def create(self) -> None: ...
 
     def lease(self, count: int, block_seconds: float) -> list[Lease]:
+        self.asked_for.append(count)
+        if self.scripts:
+            return self.scripts.pop(0)
         if self.given:
             self.idle += 1
             if self.idle > 1:
@@ -48,10 +54,17 @@ class ScriptedStream:
     def renew(self, leases: list[Lease]) -> list[Lease]:
         return leases
 
-    def forward(self, lease: Lease, to_key: str, data: bytes) -> None:
+    def forward_many(self, finished: list[tuple[Lease, bytes]], to_key: str) -> list[Lease]:
         if self.faults:
-            raise self.faults.pop(0)
-        self.forwarded.append(group_pb2.ScoredGroup.FromString(data))
+            fault = self.faults.pop(0)
+            if isinstance(fault, LeaseLost):
+                return [lease for lease, _ in finished]
+            raise fault
+        self.forwarded += [group_pb2.ScoredGroup.FromString(data) for _, data in finished]
+        return []
+
+    def give_back(self, lease: Lease) -> None:
+        self.given_back.append(lease.group_id)
 
     def fail(self, lease: Lease, error_kind: str, message: str) -> bool:
         self.failed.append(error_kind)
@@ -63,10 +76,12 @@ def run(
     data: bytes | None = None,
     patience_seconds: float = 60.0,
     same_run: Callable[[], bool] = lambda: True,
+    scripts: list[list[Lease]] | None = None,
     on_report: Callable[[threading.Event, str], Any] = lambda stopping, detail: None,
 ) -> tuple[ScriptedStream, RingScorer]:
     stopping = threading.Event()
     scripted = ScriptedStream(stopping, list(faults), payload() if data is None else data)
+    scripted.scripts = scripts or []
     stream = cast(WorkStream, scripted)
     rewards = [build_reward("length")]
     scorer = RingScorer(
@@ -140,3 +155,27 @@ def test_a_fault_of_the_scorer_itself_is_a_strike_and_not_a_crash(monkeypatch: p
     stream, scorer = run()
     assert stream.failed == ["scorer_error"]
     assert scorer.last_error == "scorer_error: ZeroDivisionError: bug"
+
+
+def leases(*expired: int) -> list[Lease]:
+    return [Lease(f"{n}-0".encode(), GroupId(f"g{n}"), payload(), 0, times) for n, times in enumerate(expired)]
+
+
+def test_groups_that_are_scored_in_no_time_are_taken_and_handed_on_together() -> None:
+    stream, scorer = run(scripts=[leases(0)] * 20 + [leases(0, 0, 0)])
+    assert stream.asked_for[0] == 1
+    assert stream.asked_for[20] > 1
+    assert scorer.groups_finished == len(stream.forwarded) == 24
+
+
+def test_a_group_whose_lease_expired_is_scored_with_nothing_beside_it() -> None:
+    stream, scorer = run(scripts=[leases(0, 1, 0)])
+    assert stream.given_back == ["g1", "g2"]
+    assert scorer.groups_finished == 2
+
+
+def test_a_bad_group_takes_no_other_down_with_it() -> None:
+    good, bad = leases(0), [Lease(b"9-0", GroupId("bad"), b"\xff\xff", 0, 0)]
+    stream, scorer = run(scripts=[bad + good])
+    assert stream.failed == ["malformed_group"]
+    assert scorer.groups_finished == len(stream.forwarded) == 2
