@@ -201,12 +201,13 @@ class StubEngine:
         seed, index = _seed(group, row.sample_index, label)
         length = len(row.planned)
         block = hashlib.shake_128(f"{seed}|{index}".encode()).digest(4 * length)
-        ids = (np.frombuffer(block, "<u4").astype(np.uint64) * self._vocabulary) >> 32
-        stops = np.array(group.stop_token_ids, np.uint64)
-        for _ in range(len(stops)):
-            ids[np.isin(ids, stops)] += 1
-            ids %= self._vocabulary
-        planned: list[int] = ids.tolist()
+        planned: list[int] = ((np.frombuffer(block, "<u4").astype(np.uint64) * self._vocabulary) >> 32).tolist()
+        stops = set(group.stop_token_ids)
+        if len(stops) >= self._vocabulary:
+            raise EngineFailed(f"All {self._vocabulary} ids of the vocabulary end a completion.", "Check the model.")
+        for place in [place for place, token in enumerate(planned) if token in stops]:
+            while planned[place] in stops:
+                planned[place] = (planned[place] + 1) % self._vocabulary
         if row.stops:
             planned[-1] = group.stop_token_ids[0]
         return planned
