@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +52,41 @@ class EngineSide:
             greedy=job["greedy"],
             seed=job["seed"],
         )
-        with _prefilled_tokens(self._engine) as prefilled:
-            began = time.perf_counter()
-            done = list(generate(self._engine, groups))
-            seconds = time.perf_counter() - began
+        began = time.perf_counter()
+        done = list(generate(self._engine, groups))
+        seconds = time.perf_counter() - began
         done.sort(key=lambda group: group.prompt.group_id)
         ids = [list(completion.token_ids) for group in done for completion in group.completions]
         digest = hashlib.sha256(repr(ids).encode()).hexdigest()
         tokens = sum(map(len, ids))
-        return {"seconds": seconds, "tokens": tokens, "prefilled_tokens": prefilled(), "ids_sha256": digest}
+        return {"seconds": seconds, "tokens": tokens, "ids_sha256": digest}
+
+    def prefill(self, job: Mapping[str, Any]) -> int | None:
+        """Positions that the model computes while the groups of a job are admitted, by its look-ups in the embedding.
+
+        Returns:
+            None where nothing was seen: the engine prefills elsewhere, or not with torch.
+        """
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        seen = 0
+
+        class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+            def __torch_dispatch__(self, called: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+                nonlocal seen
+                if called.overloadpacket._qualified_op_name == "aten::embedding":
+                    seen += arguments[1].numel()
+                return called(*arguments, **(named or {}))
+
+        groups = requests(job["prompts"], size=job["size"], limit=job["limit"], seed=job["seed"])
+        try:
+            with Watch():  # type: ignore[no-untyped-call]
+                for group in groups:
+                    self._engine.admit(group)
+        finally:
+            for group in groups:
+                self._engine.cancel(group.group_id)
+        return seen or None
 
 
 class GenerateSide:
@@ -105,42 +130,7 @@ class GenerateSide:
             )
         seconds = time.perf_counter() - began
         tokens = made_RN.numel() - ids_RP.numel()
-        return {"seconds": seconds, "tokens": tokens, "prefilled_tokens": ids_RP.numel(), "ids_sha256": ""}
-
-
-@contextmanager
-def _prefilled_tokens(engine: Any) -> Iterator[Callable[[], int | None]]:
-    """Counts the positions that pass through the model's embedding while groups are admitted.
-
-    Yields:
-        A function for the number; None where nothing was seen: the engine prefills elsewhere.
-    """
-    from torch.nn import Embedding
-    from torch.nn.modules.module import register_module_forward_pre_hook
-
-    seen, admitting = 0, False
-    admit = engine.admit
-
-    def watched(group: Any) -> None:
-        nonlocal admitting
-        admitting = True
-        try:
-            admit(group)
-        finally:
-            admitting = False
-
-    def count(module: Any, arguments: Any) -> None:
-        nonlocal seen
-        if admitting and isinstance(module, Embedding):
-            seen += arguments[0].numel()
-
-    hook = register_module_forward_pre_hook(count)
-    engine.admit = watched
-    try:
-        yield lambda: seen or None
-    finally:
-        hook.remove()
-        del engine.admit
+        return {"seconds": seconds, "tokens": tokens, "ids_sha256": ""}
 
 
 def main() -> None:
@@ -149,7 +139,8 @@ def main() -> None:
     if name == GENERATE:
         serve(GenerateSide(Path(folder), int(threads)).run)
     else:
-        serve(EngineSide(name, Path(folder), int(threads), int(lookup_tokens)).run)
+        side = EngineSide(name, Path(folder), int(threads), int(lookup_tokens))
+        serve(lambda job: {"tokens": side.prefill(job)} if job.get("do") == "prefill" else side.run(job))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ def swap_pauses(
     """Swaps through versions, there and back, with a few steps of 2 x 8 sequences (prompt 256) between two swaps.
 
     A pause is the time in which no step runs: the swap from a second buffer that holds the checked weights already, and
-    the log-probs of a probe of 32 tokens. Fetching and checking go on while the engine samples and are not in it.
+    the log-probs of a probe of 32 tokens. Fetching and checking go on while the engine samples and are not in it, nor
+    is laying the weights out for an engine that can do that beforehand (`stage`).
 
     Args:
         versions: Files of at least two versions; the first few are held in memory.
@@ -39,7 +40,8 @@ def swap_pauses(
 
     Returns:
         `p95_ms`, `median_ms` and `most_ms` with nothing running (drain), the same as `inflight_...` with 16 sequences
-        running (None where the engine can't), `probe_median_ms`, and `count`.
+        running (None where the engine can't) and as `unstaged_...` with nothing running and nothing laid out beforehand
+        (None where the engine never does), `probe_median_ms`, `stage_median_ms` and `count`.
     """
     held = [_held(read_version(path)) for path in versions[:3]]
     made = open_engine(engine, EngineSettings(threads=threads, batch_sequences=_GROUPS * _SIZE))
@@ -48,19 +50,26 @@ def swap_pauses(
     order = itertools.cycle([*held[1:], *held[-2::-1]])
     probe = prompts[0][:_PROBE_TOKENS]
     probes: list[float] = []
+    stagings: list[float] = []
+    stage = getattr(made, "stage", None)
+    seeds = itertools.count()
 
-    def pause(seed: int, *, drained: bool) -> float:
+    def pause(*, drained: bool = True, staged: bool = stage is not None) -> float:
         """One swap after a few steps of new groups."""
-        groups = requests(prompts, size=_SIZE, limit=4 * _STEPS_BETWEEN, seed=seed)
+        groups = requests(prompts, size=_SIZE, limit=4 * _STEPS_BETWEEN, seed=next(seeds))
         for group in groups:
             made.admit(group)
         for _ in range(_STEPS_BETWEEN):
             made.step()
         ending = [group.group_id for group in groups]
-        if drained:
-            _cancel(made, ending)
         new = next(order)
         weights = new.tensors()
+        if staged and stage is not None:
+            began = time.perf_counter()
+            stage(weights)
+            stagings.append(time.perf_counter() - began)
+        if drained:
+            _cancel(made, ending)
         began = time.perf_counter()
         made.swap(new.label, weights)
         swapped = time.perf_counter()
@@ -72,15 +81,17 @@ def swap_pauses(
         _cancel(made, ending)
         return ended - began
 
-    drain = [pause(seed, drained=True) for seed in range(count)]
-    in_flight = made.capabilities().in_flight
-    running = [pause(count + seed, drained=False) for seed in range(count)] if in_flight else None
+    drain = [pause() for _ in range(count)]
+    running = [pause(drained=False) for _ in range(count)] if made.capabilities().in_flight else []
+    unstaged = [pause(staged=False) for _ in range(count)] if stage is not None else []
     return {
         "engine": engine,
         "count": count,
         **_figures(drain, ""),
         **_figures(running, "inflight_"),
+        **_figures(unstaged, "unstaged_"),
         "probe_median_ms": round(1000 * float(np.median(probes)), 1),
+        "stage_median_ms": round(1000 * float(np.median(stagings)), 1) if stagings else None,
     }
 
 
@@ -89,7 +100,7 @@ def _cancel(engine: Engine, group_ids: Sequence[str]) -> None:
         engine.cancel(group_id)
 
 
-def _figures(pauses: Sequence[float] | None, prefix: str) -> dict[str, float | None]:
+def _figures(pauses: Sequence[float], prefix: str) -> dict[str, float | None]:
     if not pauses:
         return {f"{prefix}{name}_ms": None for name in ("p95", "median", "most")}
     milliseconds = 1000 * np.array(pauses)

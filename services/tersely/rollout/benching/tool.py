@@ -61,10 +61,9 @@ def run_bench_rollout(
     folder, number = locate_model(model), set_threads(threads)
     tokenizer = PolicyTokenizer.from_folder(folder)
     sides = _Sides(folder, number)
-    rates, skipped = _rates(sides, exact_prompts(tokenizer, GROUPS, PROMPT), turns or _TURNS, progress)
+    rates, prefilled, skipped = _rates(sides, exact_prompts(tokenizer, GROUPS, PROMPT), turns or _TURNS, progress)
     found = _lookup(sides, tokenizer, turns or _TURNS, progress) if lookup else None
     ratios = [ours["rate"] / theirs["rate"] for ours, theirs in zip(rates["torch"], rates[GENERATE], strict=True)]
-    prefilled = rates["torch"][0]["prefilled_tokens"]
     names = ("torch", GENERATE, "vllm")
     return {
         "tokens_per_second": {
@@ -121,7 +120,7 @@ def find_vllm() -> tuple[Path | None, str]:
 
 def _rates(
     sides: _Sides, prompts: Sequence[Sequence[int]], turns: int, progress: Progress
-) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+) -> tuple[dict[str, list[dict[str, Any]]], int | None, dict[str, str]]:
     job = {"prompts": prompts, "size": SIZE, "limit": LIMIT, "stop": [], "greedy": False}
     skipped: dict[str, str] = {}
     python, why = find_vllm()
@@ -134,12 +133,13 @@ def _rates(
             children.append(stack.enter_context(sides.start("vllm", python=python)))
         for child in children:
             child.ask({**job, "limit": 8, "seed": 0})  # what is made once is made here
+        prefilled: int | None = children[0].ask({**job, "do": "prefill", "seed": 0})["tokens"]
         found: dict[str, list[dict[str, Any]]] = {child.name: [] for child in children}
         for turn in range(turns):
             for child in children:
                 found[child.name].append(_timed(child, {**job, "seed": turn + 1}))
                 progress(f"turn {turn + 1}/{turns}: {child.name} {found[child.name][-1]['rate']:.1f} tokens/s")
-    return found, skipped
+    return found, prefilled, skipped
 
 
 def _lookup(sides: _Sides, tokenizer: PolicyTokenizer, turns: int, progress: Progress) -> dict[str, Any]:
