@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import structlog
 
-from tersely.errors import LeaseLost, QueueError, RedisOutOfMemory, RedisUnreachable
+from tersely.errors import QueueError, RedisOutOfMemory, RedisUnreachable
 from tersely.queue import Lease, LeaseKeeper, WorkStream
 
 _log = structlog.get_logger(__name__)
@@ -68,15 +68,19 @@ class LeaseDesk:
         """Whether a renewal found that the group is with another worker."""
         return self._keeper.lost(lease)
 
-    def hand_on(self, lease: Lease, payload: bytes) -> bool:
-        """Puts a finished group into the next stream; False: the lease was lost, and is dropped."""
-        try:
-            self._patiently(lambda: self._prompts.forward(lease, self._completions_key, payload))
-        except LeaseLost:
+    def hand_on(self, finished: Sequence[tuple[Lease, bytes]]) -> list[Lease]:
+        """Puts finished groups into the next stream, together.
+
+        Returns:
+            Leases that were lost; they are dropped.
+        """
+        lost = self._patiently(lambda: self._prompts.forward_many(finished, self._completions_key))
+        for lease in lost:
             self.drop_lost(lease)
-            return False
-        self._forget(lease)
-        return True
+        for lease, _ in finished:
+            if lease not in lost:
+                self._forget(lease)
+        return lost
 
     def drop_lost(self, lease: Lease) -> None:
         """Forgets a lease that another worker has, and counts it."""

@@ -305,8 +305,8 @@ class RolloutWorker:
                 self._engine.cancel(work.group.group_id)
             self._failed(failed, error, beside=len(failed) - 1)
             return
-        for done in finished:
-            self._hand_on(self._running.pop(done.prompt.group_id), done)
+        if finished:
+            self._hand_on([(self._running.pop(done.prompt.group_id), done) for done in finished])
 
     def _failed(self, works: list[Work], error: Exception, *, beside: int) -> None:
         """A group that failed alone is struck; of those that failed together each is tried again alone."""
@@ -327,7 +327,24 @@ class RolloutWorker:
             self._waiting.remove(work)
         self._leases.drop_lost(work.lease)
 
-    def _hand_on(self, work: Work, done: GeneratedGroup) -> None:
+    def _hand_on(self, finished: list[tuple[Work, GeneratedGroup]]) -> None:
+        lost = self._leases.hand_on([(work.lease, self._message(done).SerializeToString()) for work, done in finished])
+        for work, done in finished:
+            self._rate.add(done.sampled_tokens)
+            if work.lease in lost:
+                continue
+            self._unavailable.pop(work.lease.group_id, None)
+            self.groups_finished += 1
+            _log.info(
+                "group_generated",
+                group_id=work.lease.group_id,
+                tokens=done.sampled_tokens,
+                seconds=round(done.seconds, 3),
+                weights=str(self._holder.label),
+            )
+        self._report("generating", f"{self._leases.held} groups left")
+
+    def _message(self, done: GeneratedGroup) -> group_pb2.CompletionGroup:
         message = group_pb2.CompletionGroup(
             prompt=done.prompt,
             rollout_node_id=self._node_id,
@@ -338,19 +355,7 @@ class RolloutWorker:
             added = message.completions.add()
             added.CopyFrom(completion)
             added.text = self._decode(completion.token_ids)
-        self._rate.add(done.sampled_tokens)
-        if not self._leases.hand_on(work.lease, message.SerializeToString()):
-            return
-        self._unavailable.pop(work.lease.group_id, None)
-        self.groups_finished += 1
-        _log.info(
-            "group_generated",
-            group_id=work.lease.group_id,
-            tokens=done.sampled_tokens,
-            seconds=round(done.seconds, 3),
-            weights=str(self._holder.label),
-        )
-        self._report("generating", f"{self._leases.held} groups left")
+        return message
 
     def _report(self, state: str, detail: str) -> None:
         self._report_to(

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from tersely.errors import LeaseLost
-from tersely.queue import QuarantineReader, connect
+from tersely.queue import Lease, QuarantineReader, connect
 from tersely.queue.embedded import EmbeddedServer
 from tersely.testing.engines import LABEL, group
 from tersely.testing.modules import load_module
@@ -122,10 +121,10 @@ def test_a_lease_lost_to_another_worker_is_dropped_and_counted(
 ) -> None:
     ring = make_ring(FakeSource(LABEL, LABEL))
 
-    def lost(*_: object) -> None:
-        raise LeaseLost("gone")
+    def lost(finished: list[tuple[Lease, bytes]], to_key: str) -> list[Lease]:
+        return [lease for lease, _ in finished]
 
-    monkeypatch.setattr(ring.stream, "forward", lost)
+    monkeypatch.setattr(ring.stream, "forward_many", lost)
     ring.add(group([1], name="a"))
     ring.run(until=lambda: ring.leases.lost_count == 1)
     assert ring.leases.lost_count == 1
