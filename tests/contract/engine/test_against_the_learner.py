@@ -102,9 +102,9 @@ def test_a_swap_in_flight_gives_every_token_the_logprob_of_the_weights_in_its_sp
 def test_token_frequencies_match_the_softmax(
     engine: Engine, lookup_tokens: int, learner: Any, weights: Weights
 ) -> None:
-    prompt, temperature, each = [3, 50, 7, 3, 50, 7, 3, 50], 0.8, 300
+    prompt, temperature, each = [3, 50, 7, 3, 50, 7, 3, 50], 0.8, 400
     first, third = torch.zeros(97), torch.zeros(97)
-    for seed in range(8):
+    for seed in range(4):
         asked = group(prompt, size=each, limit=3, temperature=temperature, stop=(), seed=seed)
         (done,) = generate(engine, [asked])
         for completion in done.completions:
@@ -146,7 +146,8 @@ def test_the_prompt_of_a_group_runs_through_the_model_once(
 ) -> None:
     seen = _count_embedded(kind, monkeypatch)
     run(engine, group((PROMPT * 40)[:240], size=8, limit=1, stop=()))
-    assert 240 <= sum(seen) <= 1.1 * 240
+    # vLLM shares whole blocks of 32: what is left of the prompt is computed for each sample.
+    assert 240 <= sum(seen) <= (240 + 7 * (240 % 32) if kind == "vllm" else 1.1 * 240)
 
 
 def _count_embedded(kind: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
