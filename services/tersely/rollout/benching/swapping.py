@@ -13,6 +13,7 @@ import numpy as np
 from tersely.models.tokenizer import PolicyTokenizer
 from tersely.rollout.benching.prompts import exact_prompts, requests
 from tersely.rollout.engines import Engine, EngineSettings, open_engine
+from tersely.rollout.engines.base import Stages, stage
 from tersely.weights.receive import HeldWeights
 from tersely.weights.snapshot import Snapshot
 from tersely.weights.versions import read_version
@@ -51,10 +52,10 @@ def swap_pauses(
     probe = prompts[0][:_PROBE_TOKENS]
     probes: list[float] = []
     stagings: list[float] = []
-    stage = getattr(made, "stage", None)
+    stages = isinstance(made, Stages)
     seeds = itertools.count()
 
-    def pause(*, drained: bool = True, staged: bool = stage is not None) -> float:
+    def pause(*, drained: bool = True, staged: bool = True) -> float:
         """One swap after a few steps of new groups."""
         groups = requests(prompts, size=_SIZE, limit=4 * _STEPS_BETWEEN, seed=next(seeds))
         for group in groups:
@@ -64,9 +65,9 @@ def swap_pauses(
         ending = [group.group_id for group in groups]
         new = next(order)
         weights = new.tensors()
-        if staged and stage is not None:
+        if staged:
             began = time.perf_counter()
-            stage(weights)
+            stage(made, weights)
             stagings.append(time.perf_counter() - began)
         if drained:
             _cancel(made, ending)
@@ -83,7 +84,7 @@ def swap_pauses(
 
     drain = [pause() for _ in range(count)]
     running = [pause(drained=False) for _ in range(count)] if made.capabilities().in_flight else []
-    unstaged = [pause(staged=False) for _ in range(count)] if stage is not None else []
+    unstaged = [pause(staged=False) for _ in range(count)] if stages else []
     return {
         "engine": engine,
         "count": count,
@@ -91,7 +92,7 @@ def swap_pauses(
         **_figures(running, "inflight_"),
         **_figures(unstaged, "unstaged_"),
         "probe_median_ms": round(1000 * float(np.median(probes)), 1),
-        "stage_median_ms": round(1000 * float(np.median(stagings)), 1) if stagings else None,
+        "stage_median_ms": round(1000 * float(np.median(stagings)), 1) if stages else None,
     }
 
 

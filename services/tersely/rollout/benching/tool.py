@@ -110,7 +110,8 @@ class _Sides:
 def find_vllm() -> tuple[Path | None, str]:
     """Python of vLLM's environment, or none and why: $TERSELY_VLLM_ENV, or `.venv-vllm` here or beside ours."""
     named = os.environ.get("TERSELY_VLLM_ENV")
-    places = [Path(named)] if named else [Path.cwd() / ".venv-vllm", Path(sys.prefix).parent / ".venv-vllm"]
+    here = (Path.cwd() / ".venv-vllm", Path(sys.prefix).parent / ".venv-vllm")
+    places = [Path(named)] if named else list(dict.fromkeys(here))
     for place in places:
         python = place / "bin" / "python"
         if python.exists():
