@@ -58,7 +58,9 @@ def hash_of(weights: dict[str, Tensor]) -> str:
 
     names = {torch.bfloat16: "BF16", torch.float32: "F32"}
     return weights_sha256(
-        TensorHash(name, names[t.dtype], t.shape, tensor_sha256(t.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        TensorHash(
+            name, names[t.dtype], t.shape, tensor_sha256(t.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        )
         for name, t in weights.items()
     )
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import grpc
 import structlog
 
 from tersely.weights.snapshot import Snapshot
 
+_STATUS_SECONDS = 1.0
 _log = structlog.get_logger(__name__)
 
 
@@ -19,6 +23,7 @@ class _Reader:
     node_id: str
     snapshot: Snapshot
     task: asyncio.Task[object]
+    context: grpc.aio.ServicerContext[Any, Any]
     moved_at: float
 
 
@@ -40,14 +45,17 @@ class Readers:
         self._most_dropped = most_dropped
         # In order of arrival.
         self._readers: dict[_Reader, None] = {}
+        self._ending: set[asyncio.Task[None]] = set()
         self.ended = 0
 
     @contextmanager
-    def reading(self, node_id: str, snapshot: Snapshot) -> Iterator[Callable[[], None]]:
+    def reading(
+        self, node_id: str, snapshot: Snapshot, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> Iterator[Callable[[], None]]:
         """Inside, the running task sends a snapshot; to be called with each chunk: what it gives."""
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
-        reader = _Reader(node_id, snapshot, task, loop.time())
+        reader = _Reader(node_id, snapshot, task, context, loop.time())
         self._readers[reader] = None
         self._end_oldest()
 
@@ -85,4 +93,14 @@ class Readers:
         del self._readers[reader]
         self.ended += 1
         _log.warning("reader_ended", node_id=reader.node_id, weights=str(reader.snapshot.label), reason=why)
-        reader.task.cancel()
+        task = asyncio.get_running_loop().create_task(_abort(reader))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+
+async def _abort(reader: _Reader) -> None:
+    """Ends a call whose handler may wait for ever: with a status first, else its reader never hears of it."""
+    with contextlib.suppress(grpc.aio.AbortError, asyncio.TimeoutError):
+        abort = reader.context.abort(grpc.StatusCode.UNAVAILABLE, "The stream was ended: it was read too slowly.")
+        await asyncio.wait_for(abort, _STATUS_SECONDS)
+    reader.task.cancel()

@@ -101,7 +101,7 @@ class CheckpointServicer(checkpoint_pb2_grpc.CheckpointServiceServicer):
                     f"Offset {offset} does not belong to what there is of {snapshot.label}.",
                     "Fetch it from the beginning.",
                 )
-            with self._readers.reading(request.node_id, snapshot) as moved:
+            with self._readers.reading(request.node_id, snapshot, context) as moved:
                 yield checkpoint_pb2.FetchWeightsResponse(
                     offset_bytes=offset,
                     payload_bytes=len(data),
