@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 import structlog
 
-from tersely.errors import TerselyError
+from tersely.errors import EngineFailed, TerselyError
 from tersely.types import WeightsLabel
 from tersely.v1 import checkpoint_pb2
 
@@ -63,10 +63,18 @@ class WeightsFetcher:
         source: Where weights come from; this thread alone fetches from it.
         held: What the engine holds already.
         pause_seconds: Pause after a fetch that failed.
+        stage: Prepares the engine for what was fetched, while it works.
     """
 
-    def __init__(self, source: WeightsSource, held: WeightsLabel | None = None, pause_seconds: float = 0.5) -> None:
+    def __init__(
+        self,
+        source: WeightsSource,
+        held: WeightsLabel | None = None,
+        pause_seconds: float = 0.5,
+        stage: Callable[[Mapping[str, Tensor]], None] = lambda _: None,
+    ) -> None:
         self._source = source
+        self._stage = stage
         self._pause_seconds = pause_seconds
         self._changed = threading.Condition()
         self._want: WeightsLabel | None = None
@@ -178,6 +186,10 @@ class WeightsFetcher:
             self._stopping.wait(self._pause_seconds)
             return
         fetched = FetchedWeights(label, weights, self._source.manifest(label), time.monotonic() - started)
+        try:
+            self._stage(weights)
+        except EngineFailed as error:  # The swap will be refused for the same reason, by the worker's thread.
+            _log.warning("weights_not_staged", weights=str(label), kind=error.kind, message=error.message)
         with self._changed:
             self._last, self._ready = label, fetched
             self._changed.notify_all()

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tersely.node.join import Joined, join
 from tersely.node.options import ServiceOptions
 from tersely.queue import LeaseKeeper, RunKeys, WorkStream
 from tersely.rollout.engines import Capabilities, Engine, EngineSettings, open_engine
+from tersely.rollout.engines.base import stage
 from tersely.rollout.fetching import WeightsFetcher, WeightsSource
 from tersely.rollout.holder import WeightsHolder
 from tersely.rollout.leases import LeaseDesk
@@ -126,7 +128,7 @@ def _work_in(joined: Joined, engines: _Engines, stopping: threading.Event) -> No
         engine = engines.engine_for(joined)
         can = engine.capabilities()
         source, decode = _means_of(can, weights, model_folder)
-        fetcher = WeightsFetcher(source, engine.label)
+        fetcher = WeightsFetcher(source, engine.label, stage=partial(stage, engine))
         if recipe.rollout.swap == "inflight" and not can.in_flight:
             _log.warning("swap_in_flight_not_offered", engine=can.name, instead="drain")
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from tersely.types import WeightsLabel
 from tersely.v1 import common_pb2, group_pb2
@@ -114,6 +114,23 @@ class Engine(Protocol):
 
     def capabilities(self) -> Capabilities:
         """What this engine can do."""
+
+
+@runtime_checkable
+class Stages(Protocol):
+    """What an engine has besides if it can prepare a swap while it works."""
+
+    def stage(self, weights: Mapping[str, Tensor]) -> None:
+        """Lays weights out beside those that serve, for the `swap` that is given this very mapping; any thread's call.
+
+        Raises EngineFailed if nothing is loaded yet or they do not fit.
+        """
+
+
+def stage(engine: Engine, weights: Mapping[str, Tensor]) -> None:
+    """Prepares a swap where the engine can and has a model already."""
+    if isinstance(engine, Stages) and engine.label is not None:
+        engine.stage(weights)
 
 
 def generate(
