@@ -26,6 +26,7 @@ STEP_SECONDS, STEP_TOKENS = 0.1, 4
 _SLOTS = 2
 _WARM_UP_SECONDS = 3.0
 _LONE_GROUPS = 40
+_FEW, _LONGER = 8, 2.0
 _COMMON = (
     "model.name=tiny",
     "data.source=bench",
@@ -83,7 +84,7 @@ def run_bench_ring(
     """Measures; nothing else should run on the machine.
 
     Args:
-        seconds: Length of each measurement.
+        seconds: Length of each measurement; of those with fewer than eight workers twice as long.
         workers: Numbers of worker processes for the scaling, ascending.
         scorers: Scorer processes.
         keep: New folder for logs and run directories; none: they are deleted.
@@ -180,7 +181,7 @@ def _scaling(
             trainer.wait_for("rollout", number)
             trainer.run(_WARM_UP_SECONDS)
             before, began = crew.cpu_seconds(server.pid), time.monotonic()
-            batches = trainer.run(seconds)
+            batches = trainer.run(seconds * _LONGER if number < _FEW else seconds)
             wall, after = time.monotonic() - began, crew.cpu_seconds(server.pid)
             groups = [group for batch in batches for group in batch.groups]
             row: dict[str, Any] = {
