@@ -7,7 +7,7 @@ from pathlib import Path
 
 import structlog
 
-from tersely.errors import EngineFailed
+from tersely.errors import EngineFailed, TerselyError
 from tersely.rollout.engines.base import Engine
 from tersely.rollout.fetching import WeightsFetcher, WeightsSource
 from tersely.rollout.verify import check_probe
@@ -96,9 +96,16 @@ class WeightsHolder:
                 self._engine.load(self._model_folder, fetched.label, fetched.weights)
             else:
                 self._engine.swap(fetched.label, fetched.weights)
-        except EngineFailed:
+        except TerselyError:
             self._fetcher.forget()
             raise
+        except Exception as error:
+            # Libraries raise what they like; to the worker it is one thing, with its traceback in the log.
+            _log.exception("weights_not_held", weights=str(fetched.label))
+            raise EngineFailed(
+                f"{self._engine.capabilities().name} can't hold {fetched.label}: {type(error).__name__}: {error}",
+                "See the worker's log; another --engine may run this model.",
+            ) from error
         swapped = time.monotonic()
         difference = check_probe(self._engine, fetched)
         ended = time.monotonic()

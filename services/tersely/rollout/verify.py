@@ -20,13 +20,20 @@ def check_probe(engine: Engine, fetched: FetchedWeights) -> float | None:
         Largest difference, nats; None: there is no probe, or the engine has no model.
 
     Raises:
-        WeightsNotApplied: They differ by more than the engine's tolerance.
+        WeightsNotApplied: They differ by more than the engine's tolerance, or the engine can't tell them.
     """
     can, manifest = engine.capabilities(), fetched.manifest
     if can.dtype == "none" or manifest is None or not manifest.HasField("probe"):
         return None
     probe = manifest.probe
-    found = engine.score(list(probe.token_ids))
+    try:
+        found = engine.score(list(probe.token_ids))
+    except Exception as error:
+        raise WeightsNotApplied(
+            f"Engine {can.name} was given {fetched.label}, but could not score the probe prompt: "
+            f"{type(error).__name__}: {error}",
+            "Nothing was generated with them. See the worker's log; another --engine may run this model.",
+        ) from error
     if len(found) != len(probe.logprobs):
         difference = math.inf
     else:

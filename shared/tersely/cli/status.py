@@ -68,5 +68,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         text.append(f"queue {name}: {depth.get('waiting', '-')} waiting, {depth.get('leased', '-')} leased")
     for node in found.get("nodes") or []:
         state = one_line(f"{node.get('state', '')} {node.get('detail') or ''}".strip())
-        text.append(f"{node.get('role', ''):<8} pid {node.get('pid')} on {node.get('host')}: {state}")
+        apart = ((found.get("last_step") or {}).get("mismatch_by_node") or {}).get(node.get("node_id"))
+        engine = f"  [{node['engine']}]" if node.get("engine") else ""
+        mismatch = f"  mismatch {figures.small(apart.get('nats'))}" if apart else ""
+        line = f"{node.get('role', ''):<8} pid {node.get('pid')} on {node.get('host')}: {state}{engine}{mismatch}"
+        text.append(one_line(line))
     return text

@@ -156,6 +156,24 @@ def test_a_probe_with_another_number_of_tokens_proves_nothing(make_ring: MakeRin
     assert ring.error.kind == "weights_not_applied"
 
 
+def test_an_engine_that_can_not_score_the_probe_generates_nothing(
+    make_ring: MakeRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring = make_ring(FakeSource(LABEL, LABEL, OLD))
+    ring.engine.models = True
+    ring.source.probes = {OLD: checkpoint_pb2.Probe(token_ids=[1, 2, 3], logprobs=[-3.912, -3.912])}
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(ring.engine, "score", broken)
+    ring.add(pinned("a", OLD))
+    ring.play((lambda: False, nothing))
+    assert ring.error.kind == "weights_not_applied"
+    assert "no such kernel" in str(ring.error)
+    assert ring.stream.depth().waiting == 1
+
+
 def test_required_weights_that_do_not_fit_strike_the_group_and_the_worker_goes_on(make_ring: MakeRing) -> None:
     ring = make_ring(FakeSource(LABEL, LABEL, OLD), max_strikes=2)
     ring.engine.unfit = OLD
