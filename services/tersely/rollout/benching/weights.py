@@ -62,7 +62,8 @@ def run_bench_weights(
             folders.append(folder)
         for folder in folders:
             for title, figures in measure(folder, threads, progress).items():
-                progress(f"{title}: swaps")
+                if swaps:
+                    progress(f"{title}: {swaps} swaps of each kind")
                 swap = _swaps(folder, swaps, progress)
                 found[_free(title, found)] = {
                     **figures,
