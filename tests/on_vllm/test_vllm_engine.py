@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,12 +72,15 @@ def test_weights_that_are_not_finite_fail_the_step_and_better_ones_go_on(engine:
     engine.load(folder, LABEL, weights)
     before = run(engine, group(PROMPT))
     engine.swap(NEXT, {name: torch.full_like(tensor, torch.nan) for name, tensor in weights.items()})
+    assert not all(map(math.isfinite, engine.score(PROMPT)))
     engine.admit(group(PROMPT))
     with pytest.raises(EngineFailed, match="not finite"):
         engine.step()
     assert engine.running == 0
     engine.swap(LABEL, weights)
     assert run(engine, group(PROMPT)) == before
+    everywhere = run(engine, *(group(PROMPT, limit=200, stop=(), name=f"g{n}") for n in range(4)))
+    assert all(len(ids) == 200 for samples in everywhere.values() for ids, _ in samples)
 
 
 def test_a_score_between_steps_costs_running_groups_nothing(engine: VllmEngine, model: Make) -> None:
@@ -138,7 +142,8 @@ def test_a_draw_is_decided_by_seed_sample_and_position() -> None:
 
 
 def test_a_model_that_vllm_can_not_run_is_named(engine: VllmEngine, model: Make) -> None:
-    folder, weights = model(head_size=8)
+    folder, weights = model()
+    (folder / "config.json").write_text('{"model_type": "abacus"}', encoding="utf-8")
     with pytest.raises(EngineFailed, match="vLLM can't run the model"):
         engine.load(folder, LABEL, weights)
     assert engine.label is None

@@ -207,14 +207,13 @@ class VllmEngine:
                 self._submit(runtime, running)
             for output in runtime.engine.step():
                 self._take(output, label)
-        except FAILURES as error:
+        except (EngineFailed, *FAILURES) as error:
             for group_id in list(self._running):
                 self.cancel(group_id)
+            runtime.wipe_caches()
+            if isinstance(error, EngineFailed):
+                raise
             raise EngineFailed(f"vLLM failed: {error}", "See the worker's log.") from error
-        except EngineFailed:
-            for group_id in list(self._running):
-                self.cancel(group_id)
-            raise
         finished = []
         for running in list(self._running.values()):
             if all(sample.ended for sample in running.samples):

@@ -6,6 +6,7 @@ of an output head that is tied to the embeddings as it was; it is packed again h
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -137,8 +138,12 @@ class VllmRuntime:
         self.capacity_tokens = int(cache.num_gpu_blocks) * self.block_tokens
 
     @property
+    def _runner(self) -> Any:
+        return self.engine.model_executor.driver_worker.worker.model_runner
+
+    @property
     def _model(self) -> Any:
-        return self.engine.model_executor.driver_worker.worker.model_runner.get_model()
+        return self._runner.get_model()
 
     def check(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights by the model's own names; raises EngineFailed if they do not fit it."""
@@ -178,6 +183,13 @@ class VllmRuntime:
         if not self.engine.reset_prefix_cache():
             raise EngineFailed("vLLM did not let go of its prefix cache.", "See the worker's log.")
 
+    def wipe_caches(self) -> None:
+        """Zeroes keys and values. What is not finite in a block would reach whoever gets it next, masked or not."""
+        self.forget_prefixes()
+        with torch.no_grad():
+            for cache in self._runner.kv_caches:
+                cache.zero_()
+
     def score(self, token_ids: Sequence[int]) -> list[float]:
         """Log-probability (temperature 1) of each id from the second on; vLLM has no other request."""
         from vllm import SamplingParams
@@ -188,7 +200,10 @@ class VllmRuntime:
             for output in self.engine.step():
                 if output.finished:
                     places = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
-                    return [float(by_id[token].logprob) for token, by_id in places]
+                    logprobs = [float(by_id[token].logprob) for token, by_id in places]
+                    if not all(map(math.isfinite, logprobs)):
+                        self.wipe_caches()
+                    return logprobs
         raise EngineFailed("vLLM scored nothing.", "See the worker's log.")
 
     def close(self) -> None:
