@@ -73,7 +73,7 @@ def test_new_weights_come_while_groups_run_and_those_are_finished_by_the_old_one
 def test_in_flight_the_running_group_goes_on_under_the_new_weights(make_ring: MakeRing) -> None:
     ring = make_ring(FakeSource(LABEL, LABEL, NEXT), swap="inflight", max_staleness=1)
     long = group([1], name="a", limit=100_000, stop=())
-    long.target_tokens = 1000
+    long.target_tokens = 300
     ring.add(long)
     ring.engine._step_seconds = 0.001
     ring.play(
