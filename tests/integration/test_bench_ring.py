@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from tersely.cli.main import app
 
 
+@pytest.mark.timeout(300)
 def test_the_ring_is_measured_with_real_processes(tmp_path: Path) -> None:
     words = ["bench", "ring", "--seconds", "2", "--workers", "1", "--keep", str(tmp_path / "kept"), "--json"]
     result = CliRunner().invoke(app, words)
