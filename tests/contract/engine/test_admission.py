@@ -66,6 +66,26 @@ def test_tokens_beyond_the_budget_wait(engine: Engine) -> None:
     engine.cancel("a")
 
 
+def test_samples_that_ended_leave_their_room_while_others_of_their_group_go_on(engine: Engine) -> None:
+    long = group(PROMPT, size=8, limit=70, stop=tuple(range(2, 97, 9)), name="long")  # 564 of 600 tokens
+    long.target_tokens = 40
+    engine.admit(long)
+    assert engine.rows_running == 8
+    assert not engine.has_room(group(PROMPT, size=1, limit=60, name="next"))
+    while engine.rows_running > 6:
+        assert engine.step() == []
+    left = engine.rows_running
+    assert engine.running == 1
+    assert left > 0
+    assert not engine.has_room(group(PROMPT, size=9 - left, limit=60, name="next"))
+    joins = group(PROMPT, size=8 - left, limit=60, stop=(), name="next")
+    assert engine.has_room(joins)
+    engine.admit(joins)
+    assert engine.rows_running == 8
+    assert sorted(to_the_end(engine)) == ["long", "next"]
+    assert engine.rows_running == 0
+
+
 def test_groups_join_and_leave_while_others_run(engine: Engine) -> None:
     order: list[str] = []
     engine.admit(endless())

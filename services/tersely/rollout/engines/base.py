@@ -84,6 +84,10 @@ class Engine(Protocol):
     def running(self) -> int:
         """Groups admitted and not yet finished or cancelled."""
 
+    @property
+    def rows_running(self) -> int:
+        """Sequences of them that have not ended; only these take places of the batch."""
+
     def load(self, model_folder: Path, label: WeightsLabel, weights: Mapping[str, Tensor]) -> None:
         """Builds the model from the folder's config and fills it; raises EngineFailed if they do not fit."""
 
@@ -95,7 +99,10 @@ class Engine(Protocol):
         """
 
     def has_room(self, group: group_pb2.PromptGroup) -> bool:
-        """Whether `admit` may be called for it now; always true when nothing runs."""
+        """Whether `admit` may be called for it now; always true when nothing runs.
+
+        Sequences that have ended take no room, though others of their group go on.
+        """
 
     def admit(self, group: group_pb2.PromptGroup) -> None:
         """Takes a group in and prefills its prompt once; raises EngineFailed and forgets the group if it can't."""

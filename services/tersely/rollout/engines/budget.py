@@ -16,9 +16,22 @@ _SHARE_OF_FREE_MEMORY = 0.5
 """The rest is for the next weights, which are laid out beside the ones that serve, and for activations."""
 
 
-def tokens_held(group: group_pb2.PromptGroup) -> int:
-    """Most tokens that a group holds keys and values of: its prompt once, and every sample's limit."""
-    return len(group.prompt_token_ids) + group.group_size * group.sampling.max_completion_tokens
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a group takes up.
+
+    Attributes:
+        group: As it was asked for.
+        rows: Its samples that have not ended.
+    """
+
+    group: group_pb2.PromptGroup
+    rows: int
+
+    @property
+    def tokens(self) -> int:
+        """Most tokens it may come to hold keys and values of: its prompt once, and the limit of each of the rows."""
+        return len(self.group.prompt_token_ids) + self.rows * self.group.sampling.max_completion_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +56,22 @@ class Budget:
         tokens = int(_free_bytes(shape.device) * _SHARE_OF_FREE_MEMORY) // shape.bytes_per_token
         return cls(settings.batch_sequences, tokens, from_memory=True)
 
-    def has_room(self, running: Collection[group_pb2.PromptGroup], group: group_pb2.PromptGroup) -> bool:
+    def has_room(self, running: Collection[Load], group: group_pb2.PromptGroup) -> bool:
         """Whether a group may join; always, when nothing runs."""
         if not running:
             return True
-        if is_bit_exact(group) or any(is_bit_exact(other) for other in running):
+        if is_bit_exact(group) or any(is_bit_exact(other.group) for other in running):
             return False
-        together = [*running, group]
-        if sum(one.group_size for one in together) > self.sequences:
+        together = [*running, Load(group, group.group_size)]
+        if sum(load.rows for load in together) > self.sequences:
             return False
-        return (_padded_tokens(together) if self.from_memory else sum(map(tokens_held, together))) <= self.tokens
+        return (_padded_tokens(together) if self.from_memory else sum(load.tokens for load in together)) <= self.tokens
 
 
-def _padded_tokens(groups: Collection[group_pb2.PromptGroup]) -> int:
-    longest_prompt = max(len(one.prompt_token_ids) for one in groups)
-    longest_limit = max(one.sampling.max_completion_tokens for one in groups)
-    return len(groups) * longest_prompt + sum(one.group_size for one in groups) * longest_limit
+def _padded_tokens(loads: Collection[Load]) -> int:
+    longest_prompt = max(len(load.group.prompt_token_ids) for load in loads)
+    longest_limit = max(load.group.sampling.max_completion_tokens for load in loads)
+    return len(loads) * longest_prompt + sum(load.rows for load in loads) * longest_limit
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -70,6 +70,11 @@ class MlxEngine:
         """Groups admitted and not yet handed back or cancelled."""
         return len(self._groups) + len(self._done)
 
+    @property
+    def rows_running(self) -> int:
+        """Sequences of them that have not ended; only these take places of the batch."""
+        return len(self._rows)
+
     def capabilities(self) -> Capabilities:
         """What this engine can do."""
         return Capabilities(
@@ -118,14 +123,15 @@ class MlxEngine:
 
     def has_room(self, group: group_pb2.PromptGroup) -> bool:
         """Whether `admit` may be called for it now; always true when nothing runs."""
-        running = [one.prompt for one in self._groups.values()]
+        running = self._groups.values()
         if not running:
             return True
-        if is_bit_exact(group) or any(is_bit_exact(one) for one in running):
+        if is_bit_exact(group) or any(is_bit_exact(one.prompt) for one in running):
             return False
         if len(self._rows) + group.group_size > self._settings.batch_sequences:
             return False
-        return sum(_tokens_held(one) for one in [*running, group]) <= self._budget_tokens
+        held = sum(_tokens_held(one.prompt, one.rows_running) for one in running)
+        return held + _tokens_held(group, group.group_size) <= self._budget_tokens
 
     def admit(self, group: group_pb2.PromptGroup) -> None:
         """Takes a group in and runs its prompt once.
@@ -251,5 +257,5 @@ class MlxEngine:
             yield
 
 
-def _tokens_held(group: group_pb2.PromptGroup) -> int:
-    return len(group.prompt_token_ids) + group.group_size * group.sampling.max_completion_tokens
+def _tokens_held(group: group_pb2.PromptGroup, rows: int) -> int:
+    return len(group.prompt_token_ids) + rows * group.sampling.max_completion_tokens

@@ -48,9 +48,14 @@ class RunningGroup:
     began: float = field(default_factory=time.perf_counter)
 
     @property
+    def rows_running(self) -> int:
+        """Rows that have not ended."""
+        return sum(not row.reason for row in self.rows)
+
+    @property
     def ended(self) -> bool:
         """Whether every row has ended."""
-        return all(row.reason for row in self.rows)
+        return self.rows_running == 0
 
     @property
     def is_sound(self) -> bool:

@@ -111,9 +111,14 @@ class Group:
         return len(self.prompt.prompt_token_ids)
 
     @property
+    def rows_running(self) -> int:
+        """Samples that have not ended."""
+        return sum(not row.ended for row in self.rows)
+
+    @property
     def ended(self) -> bool:
         """Whether all samples have ended."""
-        return all(row.ended for row in self.rows)
+        return self.rows_running == 0
 
     def finished(self) -> GeneratedGroup:
         """It, ended."""

@@ -53,6 +53,10 @@ class _Running:
     rows: list[_Row]
     began: float
 
+    @property
+    def rows_running(self) -> int:
+        return sum(row.done < len(row.planned) for row in self.rows)
+
 
 class StubEngine:
     """Draws ids evenly from the vocabulary and lengths evenly around the target; weights need only keep their shapes.
@@ -89,6 +93,11 @@ class StubEngine:
     def running(self) -> int:
         """Groups admitted and not yet finished or cancelled."""
         return len(self._running)
+
+    @property
+    def rows_running(self) -> int:
+        """Sequences of them that have not ended; only these take places of the batch."""
+        return sum(running.rows_running for running in self._running.values())
 
     def capabilities(self) -> Capabilities:
         """What this engine can do; its tolerance is infinite, because it has no model to agree with."""
@@ -138,11 +147,11 @@ class StubEngine:
         """Whether a group may be admitted now."""
         if not self._running:
             return True
-        others = [running.group for running in self._running.values()]
-        if is_bit_exact(group) or any(is_bit_exact(other) for other in others):
+        others = self._running.values()
+        if is_bit_exact(group) or any(is_bit_exact(other.group) for other in others):
             return False
-        rows = sum(other.group_size for other in others) + group.group_size
-        tokens = sum(map(_tokens, others)) + _tokens(group)
+        rows = self.rows_running + group.group_size
+        tokens = sum(_tokens(other.group, other.rows_running) for other in others) + _tokens(group, group.group_size)
         most = self._settings.batch_tokens
         return rows <= self._settings.batch_sequences and (most is None or tokens <= most)
 
@@ -239,8 +248,8 @@ def _seed(group: group_pb2.PromptGroup, sample_index: int, label: WeightsLabel) 
     return _mix(str(label), str(group.sampling.seed)), sample_index
 
 
-def _tokens(group: group_pb2.PromptGroup) -> int:
-    return len(group.prompt_token_ids) + group.group_size * int(group.sampling.max_completion_tokens)
+def _tokens(group: group_pb2.PromptGroup, rows: int) -> int:
+    return len(group.prompt_token_ids) + rows * int(group.sampling.max_completion_tokens)
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -17,7 +17,7 @@ from tersely.errors import EngineFailed
 from tersely.models.device import choose_device, set_threads
 from tersely.rollout.engines.base import Capabilities, EngineSettings, GeneratedGroup
 from tersely.rollout.engines.batch import Batch
-from tersely.rollout.engines.budget import Budget
+from tersely.rollout.engines.budget import Budget, Load
 from tersely.rollout.engines.checked import check_against_library
 from tersely.rollout.engines.lean_model import LeanModel, LeanWeights, is_lean
 from tersely.rollout.engines.library_model import LibraryModel
@@ -53,6 +53,11 @@ class TorchEngine:
     def running(self) -> int:
         """Groups admitted and not yet finished or cancelled."""
         return 0 if self._batch is None else len(self._batch.groups)
+
+    @property
+    def rows_running(self) -> int:
+        """Sequences of them that have not ended; only these take places of the batch."""
+        return 0 if self._batch is None else len(self._batch.rows)
 
     @property
     def tokens_prefilled(self) -> int:
@@ -143,7 +148,7 @@ class TorchEngine:
         """Whether `admit` may be called for it now; always true when nothing runs."""
         if self._batch is None or self._budget is None:
             return True
-        return self._budget.has_room([one.prompt for one in self._batch.groups], group)
+        return self._budget.has_room([Load(one.prompt, one.rows_running) for one in self._batch.groups], group)
 
     @torch.inference_mode()
     def admit(self, group: group_pb2.PromptGroup) -> None:

@@ -63,6 +63,10 @@ class _Running:
     samples: list[_Sample]
     began: float
 
+    @property
+    def rows(self) -> int:
+        return sum(not sample.ended for sample in self.samples)
+
 
 class VllmEngine:
     """Samples with vLLM; fp32 on the CPU, bf16 on CUDA.
@@ -99,6 +103,11 @@ class VllmEngine:
     def running(self) -> int:
         """Groups admitted and not yet finished or cancelled."""
         return len(self._running)
+
+    @property
+    def rows_running(self) -> int:
+        """Sequences of them that have not ended; only these take places of the batch."""
+        return sum(running.rows for running in self._running.values())
 
     def capabilities(self) -> Capabilities:
         """What this engine can do."""
@@ -162,12 +171,11 @@ class VllmEngine:
             return True
         if is_bit_exact(group) or any(is_bit_exact(other.group) for other in self._running.values()):
             return False
-        rows = sum(other.group.group_size for other in self._running.values())
-        tokens = sum(_most_tokens(other.group) for other in self._running.values())
+        tokens = sum(_most_tokens(other.group, other.rows) for other in self._running.values())
+        tokens += _most_tokens(group, group.group_size)
         capacity = self._runtime.capacity_tokens if self._runtime is not None else 0
-        return rows + group.group_size <= self._settings.batch_sequences and tokens + _most_tokens(group) <= (
-            self._settings.batch_tokens or capacity
-        )
+        rows = self.rows_running + group.group_size
+        return rows <= self._settings.batch_sequences and tokens <= (self._settings.batch_tokens or capacity)
 
     def admit(self, group: group_pb2.PromptGroup) -> None:
         """Hands the samples to vLLM, which prefills at the next step.
@@ -326,9 +334,9 @@ class VllmEngine:
         del self._running[running.group.group_id]
 
 
-def _most_tokens(group: group_pb2.PromptGroup) -> int:
-    """Tokens that a group may hold: its prompt once, and each sample's limit."""
-    return len(group.prompt_token_ids) + group.group_size * group.sampling.max_completion_tokens
+def _most_tokens(group: group_pb2.PromptGroup, rows: int) -> int:
+    """Tokens that a group may hold: its prompt once, and the limit of each sample that has not ended."""
+    return len(group.prompt_token_ids) + rows * group.sampling.max_completion_tokens
 
 
 def _spans(labels: Sequence[WeightsLabel]) -> list[group_pb2.VersionSpan]:
