@@ -43,23 +43,34 @@ class SlotBuffer:
         self._data = torch.empty(0)
 
     def make(self, slots: int, capacity: int) -> None:
-        """Forgets everything and has room for exactly this."""
-        shape = self._shape
-        self.slots, self.capacity = slots, capacity
-        # Zeros, not empty: a masked column may hold anything but NaN.
-        self._data = torch.zeros(
-            (shape.layers, 2, slots, shape.heads, capacity, shape.head_size), dtype=shape.dtype, device=shape.device
-        )
-        self.layers = list(self._data.unbind(0))
+        """Forgets everything and has room for exactly this; as it was, if there is no memory."""
+        self._use(self._zeros(slots, capacity), slots, capacity)
 
     def ensure(self, slots: int, capacity: int) -> None:
-        """Has room for at least this, and keeps what is held."""
-        if slots <= self.slots and capacity <= self.capacity:
+        """Has room for at least this, and keeps what is held; as it was, if there is no memory."""
+        if slots > self.slots or capacity > self.capacity:
+            self.resize(max(slots, self.slots), max(capacity, self.capacity))
+
+    def resize(self, slots: int, capacity: int) -> None:
+        """Has room for exactly this, and keeps what is held within it; as it was, if there is no memory."""
+        if (slots, capacity) == (self.slots, self.capacity):
             return
-        before, held, length = self._data, self.slots, self.capacity
-        self.make(max(slots, self.slots), max(capacity, self.capacity))
+        made = self._zeros(slots, capacity)
+        held, length = min(slots, self.slots), min(capacity, self.capacity)
         if held and length:
-            self._data[:, :, :held, :, :length] = before
+            made[:, :, :held, :, :length] = self._data[:, :, :held, :, :length]
+        self._use(made, slots, capacity)
+
+    def _zeros(self, slots: int, capacity: int) -> Tensor:
+        shape = self._shape
+        # Zeros, not empty: a masked column may hold anything but NaN.
+        return torch.zeros(
+            (shape.layers, 2, slots, shape.heads, capacity, shape.head_size), dtype=shape.dtype, device=shape.device
+        )
+
+    def _use(self, made: Tensor, slots: int, capacity: int) -> None:
+        self._data, self.slots, self.capacity = made, slots, capacity
+        self.layers = list(made.unbind(0))
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copies the first so many positions of a slot over another's."""
