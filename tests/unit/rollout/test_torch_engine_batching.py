@@ -86,6 +86,15 @@ def test_room_is_for_so_many_sequences_and_tokens(model_folder: Path) -> None:
     assert engine.has_room(group([1], size=3, limit=2))
 
 
+def test_a_group_that_may_grow_beyond_the_models_positions_is_refused_at_once(engine: TorchEngine) -> None:
+    engine.admit(SECOND)
+    with pytest.raises(EngineFailed, match="positions for 256"):
+        engine.admit(group(PROMPT, limit=250, name="too long"))
+    engine.admit(group(PROMPT, size=1, limit=249, stop=(), name="just fits"))
+    done = finish(engine)
+    assert len(ids_of(done["just fits"])[0]) == 249
+
+
 def test_a_bit_exact_group_has_room_only_alone(engine: TorchEngine) -> None:
     exact = group(PROMPT, size=2, exact=True, name="exact")
     engine.admit(SECOND)

@@ -66,6 +66,7 @@ class LeanModel:
     def __init__(self, model: LibraryModel) -> None:
         config = model.module.config
         self.shape: CacheShape = model.shape
+        self.longest = int(config.max_position_embeddings)
         self._heads = int(config.num_attention_heads)
         self._eps = float(config.rms_norm_eps)
         self._scale = self.shape.head_size**-0.5
@@ -73,7 +74,7 @@ class LeanModel:
         # Shape, dtype and device of each tensor, and which are one, without the memory.
         like = {id(t): torch.empty((), dtype=t.dtype, device=t.device).expand(t.shape) for t in state.values()}
         self._names = {name: like[id(tensor)] for name, tensor in state.items()}
-        self._cos_LD, self._sin_LD = self._angles(model.module.model.rotary_emb, int(config.max_position_embeddings))
+        self._cos_LD, self._sin_LD = self._angles(model.module.model.rotary_emb, self.longest)
         self._weights: LeanWeights | None = None
 
     def _angles(self, rotary: Any, positions: int) -> tuple[Tensor, Tensor]:

@@ -64,6 +64,7 @@ class LibraryModel:
         self.module: Any = model.eval().requires_grad_(False).to(device)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.longest: int | None = getattr(config, "max_position_embeddings", None)
         self.shape = CacheShape(config.num_hidden_layers, heads, head_size, dtype, device)
 
     def fill(self, weights: Mapping[str, Tensor]) -> None:

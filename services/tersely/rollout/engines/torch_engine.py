@@ -155,13 +155,20 @@ class TorchEngine:
         """Takes a group in and prefills its prompt once.
 
         Raises:
-            EngineFailed: Nothing is loaded, the group runs already, or it is empty.
+            EngineFailed: Nothing is loaded, the group runs already, it is empty, or it may grow beyond the model.
         """
         batch = self._loaded()
         if not group.prompt_token_ids or group.group_size < 1 or group.sampling.max_completion_tokens < 1:
             raise EngineFailed(f"Group {group.group_id} has no prompt, no samples or no room for tokens.")
         if any(one.prompt.group_id == group.group_id for one in batch.groups):
             raise EngineFailed(f"Group {group.group_id} runs already.", "Give every group an id of its own.")
+        longest = len(group.prompt_token_ids) + group.sampling.max_completion_tokens
+        most = None if self._model is None else self._model.longest
+        if most is not None and longest > most:
+            raise EngineFailed(
+                f"Group {group.group_id} may grow to {longest} tokens; the model has positions for {most}.",
+                "Shorten prompts, or lower length.max_completion_tokens.",
+            )
         batch.admit(group)
 
     @torch.inference_mode()
