@@ -100,6 +100,7 @@ class WeightsHolder:
             self._fetcher.forget()
             raise
         except Exception as error:
+            self._fetcher.forget()  # Or who requires just these would wait for them for ever.
             # Libraries raise what they like; to the worker it is one thing, with its traceback in the log.
             _log.exception("weights_not_held", weights=str(fetched.label))
             raise EngineFailed(

@@ -64,6 +64,7 @@ class FaultyEngine(StubEngine):
     endless = False
     models = False
     unfit: WeightsLabel | None = None
+    swap_failures = 0
     admitted: list[list[str]]
 
     def admit(self, group: group_pb2.PromptGroup) -> None:
@@ -73,6 +74,9 @@ class FaultyEngine(StubEngine):
     def swap(self, label: WeightsLabel, weights: Any) -> None:
         if label == self.unfit:
             raise EngineFailed("they do not fit")
+        if self.swap_failures:
+            self.swap_failures -= 1
+            raise RuntimeError("not enough memory")
         super().swap(label, weights)
 
     def capabilities(self) -> Capabilities:

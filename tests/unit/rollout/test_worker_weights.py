@@ -186,6 +186,15 @@ def test_required_weights_that_do_not_fit_strike_the_group_and_the_worker_goes_o
     assert ring.spans() == {"good": {(3,)}}
 
 
+def test_a_swap_that_breaks_in_an_unforeseen_way_is_tried_again_with_the_group(make_ring: MakeRing) -> None:
+    ring = make_ring(FakeSource(LABEL, LABEL, OLD))
+    ring.engine.swap_failures = 1
+    ring.add(pinned("a", OLD))
+    ring.play((ring.done(1), nothing))
+    assert ring.spans() == {"a": {(1,)}}
+    assert ring.source.fetched[:3] == [LABEL, OLD, OLD]
+
+
 def test_a_fetch_that_breaks_in_an_unforeseen_way_ends_the_worker(
     make_ring: MakeRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
