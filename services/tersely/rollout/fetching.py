@@ -98,10 +98,14 @@ class WeightsFetcher:
         Raises:
             WeightsUnavailable, WeightsMismatch, TrainerUnreachable: The fetch of the version wanted ended so; it is not
                 tried again before it is asked for again.
+            EngineFailed: The thread ended on an error that nobody foresaw; nothing is fetched any more.
         """
         with self._changed:
             if self._broken is not None:
-                raise self._broken
+                raise EngineFailed(
+                    f"Weights can't be fetched any more: {type(self._broken).__name__}: {self._broken}",
+                    "Restart the worker; if it stays, report it with the worker's log.",
+                ) from self._broken
             refused, self._refused = self._refused, None
             if refused is not None and self._want == label:
                 self._want = None
@@ -188,8 +192,8 @@ class WeightsFetcher:
         fetched = FetchedWeights(label, weights, self._source.manifest(label), time.monotonic() - started)
         try:
             self._stage(weights)
-        except EngineFailed as error:  # The swap will be refused for the same reason, by the worker's thread.
-            _log.warning("weights_not_staged", weights=str(label), kind=error.kind, message=error.message)
+        except Exception as error:  # noqa: BLE001 - staging only saves time; what is wrong the swap says again
+            _log.warning("weights_not_staged", weights=str(label), error=f"{type(error).__name__}: {error}")
         with self._changed:
             self._last, self._ready = label, fetched
             self._changed.notify_all()

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Mapping
 from types import MappingProxyType
 
+import pytest
 import torch
 
 from tersely.errors import EngineFailed
@@ -53,9 +54,10 @@ def test_the_engine_is_prepared_before_the_weights_count_as_here() -> None:
     assert staged == [OneVersion.weights]
 
 
-def test_weights_that_can_not_be_staged_are_still_handed_over() -> None:
+@pytest.mark.parametrize("error", [EngineFailed("They do not fit.", "Look at them."), RuntimeError("out of memory")])
+def test_weights_that_can_not_be_staged_are_still_handed_over(error: Exception) -> None:
     def prepare(weights: Mapping[str, torch.Tensor]) -> None:
-        raise EngineFailed("They do not fit.", "Look at them.")
+        raise error
 
     with WeightsFetcher(OneVersion(), stage=prepare) as fetcher:
         fetcher.wait(10)

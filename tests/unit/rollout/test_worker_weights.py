@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tersely.errors import EngineFailed
 from tersely.testing.engines import LABEL, group
 from tersely.testing.modules import load_module
 from tersely.v1 import checkpoint_pb2, group_pb2
@@ -195,7 +196,7 @@ def test_a_swap_that_breaks_in_an_unforeseen_way_is_tried_again_with_the_group(m
     assert ring.source.fetched[:3] == [LABEL, OLD, OLD]
 
 
-def test_a_fetch_that_breaks_in_an_unforeseen_way_ends_the_worker(
+def test_a_fetch_that_breaks_in_an_unforeseen_way_ends_the_worker_with_its_reason(
     make_ring: MakeRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ring = make_ring(FakeSource(LABEL, LABEL))
@@ -204,5 +205,5 @@ def test_a_fetch_that_breaks_in_an_unforeseen_way_ends_the_worker(
         raise MemoryError("no room")
 
     monkeypatch.setattr(ring.source, "fetch", broken)
-    with pytest.raises(MemoryError), ring.fetcher:
+    with pytest.raises(EngineFailed, match="MemoryError: no room"), ring.fetcher:
         ring.worker.run()
