@@ -36,6 +36,12 @@ _BLOCK_SECONDS = 0.5
 _LOOK_SECONDS = 0.05
 """How soon a worker with something to wait for looks again."""
 
+_EMPTY_LOOK_SECONDS = 0.25
+"""How soon a worker that generates looks again for groups where there were none: each look is time without a step."""
+
+_MOST_STRUCK = 3
+"""Different groups struck with none finished between, after which the fault is the worker's and it ends."""
+
 
 class Report(Protocol):
     """Where the worker tells how it is; the heartbeat's `update`."""
@@ -125,7 +131,8 @@ class RolloutWorker:
         self._waiting: deque[Work] = deque()
         self._running: dict[str, Work] = {}
         self._last: group_pb2.PromptGroup | None = None
-        self._most_running: int | None = None
+        self._most_rows: int | None = None
+        self._struck: set[str] = set()
         self._found_nothing_at = 0.0
         self._draining = False
         self._unavailable: Counter[str] = Counter()
@@ -139,7 +146,8 @@ class RolloutWorker:
             RedisUnreachable, RedisOutOfMemory: For longer than the patience; join again.
             WeightsUnavailable: The trainer serves another run now; join again.
             TrainerUnreachable: The trainer has been away too long.
-            EngineFailed, WeightsNotApplied: The weights do not fit, or the engine does not sample from them.
+            EngineFailed, WeightsNotApplied: The weights do not fit, the engine does not sample from them, or it failed
+                one group after the other.
         """
         try:
             self._hold_current_version()
@@ -184,7 +192,7 @@ class RolloutWorker:
         if not count:
             return
         if self._running:
-            if time.monotonic() - self._found_nothing_at < _LOOK_SECONDS:
+            if time.monotonic() - self._found_nothing_at < _EMPTY_LOOK_SECONDS:
                 return
             block = 0.0
         else:
@@ -207,10 +215,10 @@ class RolloutWorker:
             return 1
         if is_bit_exact(self._last) or any(work.alone for work in self._running.values()):
             return 0 if self._running else 1
-        rows = sum(work.group.group_size for work in self._running.values())
-        free = (self._engine.capabilities().batch_sequences - rows) // max(self._last.group_size, 1)
-        if self._most_running is not None:
-            free = min(free, self._most_running - len(self._running))
+        most = self._engine.capabilities().batch_sequences
+        if self._most_rows is not None:
+            most = min(most, self._most_rows)
+        free = (most - self._engine.rows_running) // max(self._last.group_size, 1)
         return max(free, 0 if self._running else 1)
 
     def _behind(self) -> bool:
@@ -228,6 +236,8 @@ class RolloutWorker:
         required = None if head is None else head.required
         try:
             due = self._holder.due(required)
+        except EngineFailed:
+            raise  # Nothing can be fetched any more, for no group.
         except TerselyError as error:
             self._draining = False
             self._without_weights(required, error)
@@ -246,7 +256,7 @@ class RolloutWorker:
                 raise
             for work in [work for work in self._waiting if work.required == required]:
                 self._waiting.remove(work)
-                self._leases.strike(work.lease, error.kind, error.message)
+                self._strike(work, error.kind, error.message)
 
     def _without_weights(self, required: WeightsLabel | None, error: TerselyError) -> None:
         """Sends groups back whose weights can't be had; from the fourth time on that is a strike."""
@@ -274,8 +284,6 @@ class RolloutWorker:
                 self._failed([work], error, beside=len(self._running))
                 return
             self._running[group_id] = work
-            if self._most_running is not None and len(self._running) > self._most_running:
-                self._most_running = None
 
     def _fits(self, work: Work) -> bool:
         required, held = work.required, self._holder.label
@@ -290,7 +298,7 @@ class RolloutWorker:
                 return False  # One could go on under new weights, the other must not.
         if self._engine.has_room(work.group):
             return True
-        self._most_running = len(self._running)
+        self._most_rows = self._engine.rows_running
         return False
 
     def _step(self) -> None:
@@ -317,7 +325,17 @@ class RolloutWorker:
             return
         kind = error.kind if isinstance(error, TerselyError) else EngineFailed.kind
         for work in works:
-            self._leases.strike(work.lease, kind, f"{type(error).__name__}: {error}")
+            self._strike(work, kind, f"{type(error).__name__}: {error}")
+
+    def _strike(self, work: Work, kind: str, message: str) -> None:
+        """Strikes a group; one after the other must not go to quarantine because of a worker that is broken."""
+        self._leases.strike(work.lease, kind, message)
+        self._struck.add(work.lease.group_id)
+        if len(self._struck) >= _MOST_STRUCK:
+            raise EngineFailed(
+                f"{len(self._struck)} different groups failed here, one after the other; the last: {message}",
+                "See the worker's log; restart it, perhaps with another --engine or a smaller batch.",
+            )
 
     def _drop(self, work: Work) -> None:
         if self._running.get(work.group.group_id) is work:
@@ -329,7 +347,10 @@ class RolloutWorker:
 
     def _hand_on(self, finished: list[tuple[Work, GeneratedGroup]]) -> None:
         lost = self._leases.hand_on([(work.lease, self._message(done).SerializeToString()) for work, done in finished])
+        self._struck.clear()
         for work, done in finished:
+            if self._most_rows is not None:
+                self._most_rows += work.group.group_size  # Others may fit where that one did not.
             self._rate.add(done.sampled_tokens)
             if work.lease in lost:
                 continue

@@ -65,6 +65,7 @@ class FaultyEngine(StubEngine):
     models = False
     unfit: WeightsLabel | None = None
     swap_failures = 0
+    broken = False
     admitted: list[list[str]]
 
     def admit(self, group: group_pb2.PromptGroup) -> None:
@@ -84,7 +85,7 @@ class FaultyEngine(StubEngine):
         return dataclasses.replace(can, dtype="float32", logprob_tolerance=1e-3) if self.models else can
 
     def step(self) -> list[GeneratedGroup]:
-        if self.failing in self._running:
+        if self.broken or any(self.failing and name.startswith(self.failing) for name in self._running):
             raise RuntimeError("out of memory")
         if self.endless:
             time.sleep(0.005)

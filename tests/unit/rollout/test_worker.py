@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import pytest
 
 from tersely.queue import Lease, QuarantineReader, connect
 from tersely.queue.embedded import EmbeddedServer
+from tersely.rollout.engines.base import EngineSettings
 from tersely.testing.engines import LABEL, group
 from tersely.testing.modules import load_module
 from tersely.types import GroupId
@@ -212,3 +215,56 @@ def test_two_copies_of_a_group_are_generated_one_after_the_other(make_ring: Make
     ring.run(until=ring.done(2))
     assert ring.engine.admitted == [["a"], ["a"]]
     assert ring.worker.groups_finished == 2
+
+
+def test_a_worker_that_fails_every_group_ends_before_it_has_struck_them_all(make_ring: MakeRing) -> None:
+    ring = make_ring(FakeSource(LABEL, LABEL), max_strikes=1)
+    ring.engine.broken = True
+    ring.add(*[group([1], name=f"g{n}") for n in range(6)])
+    ring.run(until=lambda: ring.error is not None)
+    assert ring.error is not None
+    assert ring.error.kind == "engine_failed"
+    assert ring.client.xlen(ring.keys.quarantine) == 3
+    assert ring.stream.depth().waiting == 3
+
+
+def test_a_group_that_finishes_between_shows_that_the_worker_is_whole(make_ring: MakeRing) -> None:
+    ring = make_ring(FakeSource(LABEL, LABEL), max_strikes=1)
+    ring.engine.failing = "bad"
+    for n in range(4):
+        ring.add(group([1], name=f"bad{n}", exact=True), group([1], name=f"good{n}", exact=True))
+    ring.run(until=ring.done(4))
+    assert ring.error is None
+    assert set(ring.results()) == {f"good{n}" for n in range(4)}
+
+
+def test_after_long_prompts_as_many_short_ones_run_together_as_before(make_ring: MakeRing) -> None:
+    ring = make_ring(FakeSource(LABEL, LABEL))
+    ring.engine._settings = EngineSettings(batch_sequences=16, batch_tokens=1000)
+    shape = {"size": 2, "limit": 30}
+    ring.add(
+        *[group([1] * 40, name=f"s{n}", **shape) for n in range(8)],
+        *[group([1] * 500, name=f"l{n}", **shape) for n in range(2)],
+        *[group([1] * 40, name=f"t{n}", **shape) for n in range(60)],
+    )
+    ring.run(until=ring.done(70))
+    assert max(len(names) for names in ring.engine.admitted if names[-1].startswith("t")) >= 8
+
+
+def test_a_worker_that_generates_looks_for_groups_a_few_times_a_second(
+    make_ring: MakeRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring = make_ring(FakeSource(LABEL, LABEL))
+    ring.engine.endless = True
+    ring.add(group([1], name="a"))
+    looks: list[float] = []
+    take = ring.leases.take
+
+    def counted(count: int, block_seconds: float) -> list[Lease]:
+        if block_seconds == 0:
+            looks.append(time.monotonic())
+        return take(count, block_seconds)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(ring.leases, "take", counted)
+    ring.run(until=lambda: len(looks) >= 3)
+    assert min(later - earlier for earlier, later in itertools.pairwise(looks)) >= 0.25
