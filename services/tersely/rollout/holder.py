@@ -33,6 +33,7 @@ class WeightsHolder:
         self._model_folder = model_folder
         self.swap_pause_seconds = 0.0
         self.swaps = 0
+        self.unproved = 0
 
     @property
     def label(self) -> WeightsLabel | None:
@@ -46,8 +47,10 @@ class WeightsHolder:
 
     @property
     def last_error(self) -> str:
-        """Why the last fetch that failed did; empty: none did."""
-        return self._fetcher.last_error
+        """Why the last fetch that failed did, else how many versions were held without proof; empty: neither."""
+        if self._fetcher.last_error or not self.unproved:
+            return self._fetcher.last_error
+        return f"{self.unproved} versions held that no probe proves to be what the engine samples from"
 
     def newest(self, timeout_seconds: float = 0.0) -> WeightsLabel | None:
         """Newest label announced; None if there was none in time.
@@ -113,6 +116,9 @@ class WeightsHolder:
         if self.swaps:
             self.swap_pause_seconds = ended - began
         self.swaps += 1
+        if difference is None and self._engine.capabilities().dtype != "none":
+            self.unproved += 1
+            _log.warning("weights_not_proved", weights=str(fetched.label), unproved=self.unproved)
         _log.info(
             "weights_held",
             weights=str(fetched.label),

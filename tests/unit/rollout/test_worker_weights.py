@@ -157,6 +157,15 @@ def test_a_probe_with_another_number_of_tokens_proves_nothing(make_ring: MakeRin
     assert ring.error.kind == "weights_not_applied"
 
 
+def test_weights_without_a_probe_are_counted_as_not_proved(make_ring: MakeRing) -> None:
+    ring = make_ring(FakeSource(LABEL, LABEL))
+    ring.engine.models = True
+    ring.add(group([1], name="a"))
+    ring.play((ring.done(1), nothing))
+    assert ring.worker._holder.unproved == 1
+    assert "1 versions held that no probe proves" in ring.reports[-1]["last_error"]
+
+
 def test_an_engine_that_can_not_score_the_probe_generates_nothing(
     make_ring: MakeRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
