@@ -17,7 +17,7 @@ def check_probe(engine: Engine, fetched: FetchedWeights) -> float | None:
         fetched: The same weights, and what the trainer said about them.
 
     Returns:
-        Largest difference, nats; None: there is no probe, or the engine has no model.
+        Difference, nats: the largest, or in half precision the mean; None: no probe, or the engine has no model.
 
     Raises:
         WeightsNotApplied: They differ by more than the engine's tolerance, or the engine can't tell them.
@@ -37,7 +37,8 @@ def check_probe(engine: Engine, fetched: FetchedWeights) -> float | None:
     if len(found) != len(probe.logprobs):
         difference = math.inf
     else:
-        difference = max((abs(a - b) for a, b in zip(found, probe.logprobs, strict=True)), default=0.0)
+        differences = [abs(a - b) for a, b in zip(found, probe.logprobs, strict=True)] or [0.0]
+        difference = sum(differences) / len(differences) if can.compares_mean else max(differences)
     if not difference <= can.logprob_tolerance:
         raise WeightsNotApplied(
             f"Engine {can.name} was given {fetched.label}, but its log-probs of the probe prompt differ from the "

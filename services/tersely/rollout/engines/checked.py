@@ -13,7 +13,8 @@ from tersely.rollout.engines.library_model import LibraryModel
 _PROMPT_TOKENS = 6
 _ROW_TOKENS = 3
 _TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-4}
-_HALF_TOLERANCE = 0.25
+_HALF_TOLERANCE = 0.2
+"""Of the mean over likely tokens; in half precision two right orders of summing differ by more on single ones."""
 
 
 def check_against_library(model: ForwardPass, library: LibraryModel) -> None:
@@ -46,7 +47,8 @@ def check_against_library(model: ForwardPass, library: LibraryModel) -> None:
         return  # Generation will say so.
     want_NV, got_NV = torch.log_softmax(want_NV.double(), -1), torch.log_softmax(got_NV.double(), -1)
     likely = want_NV > want_NV.amax(-1, keepdim=True) - 10
-    difference = float((want_NV - got_NV)[likely].abs().max())
+    differences = (want_NV - got_NV)[likely].abs()
+    difference = float(differences.max() if shape.dtype in _TOLERANCES else differences.mean())
     if not difference <= _TOLERANCES.get(shape.dtype, _HALF_TOLERANCE):
         raise EngineFailed(
             f"The torch engine computes this {library.module.config.model_type} model differently than transformers"

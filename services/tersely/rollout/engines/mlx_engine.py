@@ -21,7 +21,7 @@ from mlx_lm.generate import BatchGenerator, StopSequences
 from mlx_lm.models.cache import make_prompt_cache
 
 from tersely.errors import EngineFailed
-from tersely.rollout.engines.base import Capabilities, EngineSettings, GeneratedGroup, is_bit_exact
+from tersely.rollout.engines.base import HALF_TOLERANCE, Capabilities, EngineSettings, GeneratedGroup, is_bit_exact
 from tersely.rollout.engines.mlx_model import build_model, choose_device, fill, token_bytes
 from tersely.rollout.engines.mlx_rows import Row, RunningGroup, row_sampler
 from tersely.types import WeightsLabel
@@ -85,7 +85,7 @@ class MlxEngine:
             batch_sequences=self._settings.batch_sequences,
             dtype="float32" if self._on_cpu else "bfloat16",
             in_flight=True,
-            logprob_tolerance=1e-3 if self._on_cpu else 0.1,
+            logprob_tolerance=1e-3 if self._on_cpu else HALF_TOLERANCE,
         )
 
     def load(self, model_folder: Path, label: WeightsLabel, weights: Mapping[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tersely.errors import EngineFailed
 from tersely.models.device import choose_device, set_threads
-from tersely.rollout.engines.base import Capabilities, EngineSettings, GeneratedGroup
+from tersely.rollout.engines.base import HALF_TOLERANCE, Capabilities, EngineSettings, GeneratedGroup
 from tersely.rollout.engines.batch import Batch
 from tersely.rollout.engines.budget import Budget, Load
 from tersely.rollout.engines.checked import check_against_library
@@ -84,7 +84,7 @@ class TorchEngine:
             batch_sequences=self._settings.batch_sequences,
             dtype=str(self._dtype).removeprefix("torch."),
             in_flight=True,
-            logprob_tolerance=1e-3 if self._dtype in (torch.float32, torch.float64) else 0.1,
+            logprob_tolerance=1e-3 if self._dtype in (torch.float32, torch.float64) else HALF_TOLERANCE,
         )
 
     @torch.inference_mode()

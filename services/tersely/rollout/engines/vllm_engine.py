@@ -17,7 +17,7 @@ import torch
 
 from tersely.errors import EngineFailed
 from tersely.models.device import choose_device, set_threads
-from tersely.rollout.engines.base import Capabilities, EngineSettings, GeneratedGroup, is_bit_exact
+from tersely.rollout.engines.base import HALF_TOLERANCE, Capabilities, EngineSettings, GeneratedGroup, is_bit_exact
 from tersely.rollout.engines.vllm_runtime import FAILURES, VllmRuntime, import_vllm
 from tersely.types import WeightsLabel
 from tersely.v1 import common_pb2, group_pb2
@@ -119,7 +119,7 @@ class VllmEngine:
             batch_sequences=self._settings.batch_sequences,
             dtype=str(self._dtype).removeprefix("torch."),
             in_flight=True,
-            logprob_tolerance=1e-3 if self._dtype == torch.float32 else 0.1,
+            logprob_tolerance=1e-3 if self._dtype == torch.float32 else HALF_TOLERANCE,
         )
 
     def load(self, model_folder: Path, label: WeightsLabel, weights: Mapping[str, Tensor]) -> None:
