@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 setup-vllm: setup ## Make .venv-vllm (or what TERSELY_VLLM_ENV names) for workers on vLLM: 3.6 GB, older transformers than .venv
-	@$(BIN)/python scripts/vllm_env.py $(VLLM_ENV)
+	@$(BIN)/python scripts/vllm_env.py $(if $(TERSELY_VLLM_BASE),--base $(TERSELY_VLLM_BASE)) $(VLLM_ENV)
 
 demo: setup ## Train a 135M chat model to a length of 32 tokens on this machine; ends with `report: PATH`
 	@$(BIN)/tersely up recipes/demo.toml --run-dir "runs/demo-$$(date +%Y%m%d-%H%M%S)"
