@@ -178,7 +178,10 @@ class RolloutSection(Section):
         description="Whether running groups are finished by the version that began them, or go on.",
     )
     lookup_tokens: int = Field(
-        0, ge=0, le=16, description="Tokens drafted per step from the prompt's own text; changes no token, only speed."
+        0,
+        ge=0,
+        le=16,
+        description="Tokens drafted per step from the prompt's own text; changes speed, and tokens by rounding only.",
     )
 
 
