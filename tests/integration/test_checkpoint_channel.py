@@ -20,7 +20,7 @@ from tersely.weights.servicer import CheckpointServicer
 from tersely.weights.store import SnapshotStore
 
 MIB = 1 << 20
-QUICK = RetryPolicy(attempts=3, first_pause_seconds=0.01, longest_pause_seconds=0.05, stream_seconds=20)
+QUICK = RetryPolicy(attempts=3, first_pause_seconds=0.01, longest_pause_seconds=0.05, stall_seconds=20)
 
 
 def make_tensors(seed: int, mib: int = 0) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ from tersely.weights.servicer import CheckpointServicer
 from tersely.weights.shelf import DeltaShelf
 from tersely.weights.store import SnapshotStore
 
-QUICK = RetryPolicy(attempts=100, first_pause_seconds=0.01, longest_pause_seconds=0.2, stream_seconds=20)
+QUICK = RetryPolicy(attempts=100, first_pause_seconds=0.01, longest_pause_seconds=0.2, stall_seconds=20)
 Weights = dict[str, torch.Tensor]
 MakeClient = Callable[[str], WeightsClient]
 

@@ -21,6 +21,7 @@ from tersely.types import WeightsLabel
 from tersely.v1 import checkpoint_pb2, checkpoint_pb2_grpc
 from tersely.weights.model_files import MOST_BYTES, check_name
 from tersely.weights.receive import HeldWeights, PayloadReceiver
+from tersely.weights.streams import Watched
 from tersely.weights.watch import VersionWatch
 
 if TYPE_CHECKING:
@@ -39,13 +40,13 @@ class RetryPolicy:
         attempts: Broken streams in a row, without one new byte, before giving up.
         first_pause_seconds: Pause after the first; doubles each time, with jitter.
         longest_pause_seconds: Longest pause.
-        stream_seconds: Deadline of one stream.
+        stall_seconds: Longest wait for the next message of a stream; a stream may last as long as it gets on.
     """
 
     attempts: int = 8
     first_pause_seconds: float = 0.2
     longest_pause_seconds: float = 5.0
-    stream_seconds: float = 300.0
+    stall_seconds: float = 300.0
 
 
 @dataclass(slots=True)
@@ -288,7 +289,7 @@ class WeightsClient:
             )
             error: grpc.RpcError | None = None
             try:
-                with self._stream(self._stub.FetchWeights(request, timeout=self._retry.stream_seconds)) as stream:
+                with self._stream(self._stub.FetchWeights(request)) as stream:
                     for message in stream:
                         receiver.feed(message)
                         self.counts.payload_bytes += len(message.data)
@@ -313,7 +314,7 @@ class WeightsClient:
             before = len(data)
             error: grpc.RpcError | None = None
             try:
-                with self._stream(self._stub.FetchModelFile(request, timeout=self._retry.stream_seconds)) as stream:
+                with self._stream(self._stub.FetchModelFile(request)) as stream:
                     for message in stream:
                         data += message.data
                         if len(data) > file.length_bytes:
@@ -332,15 +333,17 @@ class WeightsClient:
             self._pause(error, attempt, file.name)
 
     @contextmanager
-    def _stream(self, call: grpc._CallIterator[_Message]) -> Iterator[grpc._CallIterator[_Message]]:
-        """Keeps a call where `close` can cancel it, and cancels it if its reader leaves early."""
+    def _stream(self, call: grpc._CallIterator[_Message]) -> Iterator[Watched[_Message]]:
+        """Keeps a call where `close` can cancel it, and cancels it if it stalls or its reader leaves early."""
         with self._lock:
             self._calls.add(call)
             if self._closing.is_set():
                 call.cancel()
+        watched = Watched(call, self._retry.stall_seconds)
         try:
-            yield call
+            yield watched
         finally:
+            watched.close()
             call.cancel()
             with self._lock:
                 self._calls.discard(call)

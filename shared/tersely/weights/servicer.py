@@ -93,7 +93,7 @@ class CheckpointServicer(checkpoint_pb2_grpc.CheckpointServiceServicer):
     ) -> AsyncIterator[checkpoint_pb2.FetchWeightsResponse]:
         """Sends the manifest, then the payload, a delta or an adapter from the offset on."""
         async with errors_as_status(context):
-            snapshot = self._store.get(WeightsLabel.from_proto(request.want))
+            snapshot = self._find(request)
             sent = await self._choose(request, snapshot)
             data, offset, chunk_bytes = sent.data, request.offset_bytes, snapshot.manifest.chunk_bytes
             if offset > len(data) or (offset and request.payload_sha256 != sent.sha256):
@@ -153,6 +153,21 @@ class CheckpointServicer(checkpoint_pb2_grpc.CheckpointServiceServicer):
         if adapter is not None and len(adapter.data) <= len(delta.data) and begun != delta.sha256:
             return adapter
         return _Sent(memoryview(delta.data), delta.sha256, base)
+
+    def _find(self, request: checkpoint_pb2.FetchWeightsRequest) -> Snapshot:
+        """What is held, or what this node has begun to read.
+
+        Raises:
+            WeightsUnavailable: It is neither.
+        """
+        label = WeightsLabel.from_proto(request.want)
+        try:
+            return self._store.get(label)
+        except WeightsUnavailable:
+            begun = self._readers.find(request.node_id, label)
+            if begun is None:
+                raise
+            return begun
 
     def _check_run(self, run_id: str) -> None:
         if run_id and run_id != self._store.run_id:
