@@ -17,7 +17,7 @@ from tersely.weights.servicer import CheckpointServicer
 if TYPE_CHECKING:
     from torch import Tensor
 
-QUICK = RetryPolicy(attempts=100, first_pause_seconds=0.01, longest_pause_seconds=0.2, stream_seconds=30)
+QUICK = RetryPolicy(attempts=100, first_pause_seconds=0.01, longest_pause_seconds=0.2, stall_seconds=30)
 Meddle = Callable[[int, checkpoint_pb2.FetchWeightsResponse], checkpoint_pb2.FetchWeightsResponse]
 
 
