@@ -3,8 +3,8 @@
 peft runs base and adapter side by side; samplers run one merged matrix in bf16. Here the learner runs that matrix too:
 W = bf16(W0 + scale * B A), scale = alpha / rank, so learner and samplers mean the same weights. The sum is in float64,
 so that a worker on another machine that gets A and B alone merges to the same bits. Rounding has no useful derivative
-and counts as the identity (straight-through): with G the gradient of W, B gets scale * G A^T and A gets scale * B^T G. Both
-are made from a layer's input and output gradient through the rank; G, as large as W, is never formed.
+and counts as the identity (straight-through): with G the gradient of W, B gets scale * G A^T and A gets scale * B^T G.
+Both are made from a layer's input and output gradient through the rank; G, as large as W, is never formed.
 
 Shape letters: N positions, I inputs and O outputs of a layer, R rank.
 """
