@@ -138,7 +138,7 @@ def test_a_worker_joins_generates_swaps_without_restart_and_drains(trainer: Trai
     assert {s.weights.weights_sha256 for c in swapped.completions for s in c.version_spans} == {second.weights_sha256}
     assert [list(c.token_ids) for c in swapped.completions] != [list(c.token_ids) for c in result.completions]
 
-    trainer.issue("long", second, limit=100_000)
+    trainer.issue("long", second, limit=4_000)
     until(lambda: trainer.prompts.depth().leased == 1)
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
