@@ -78,8 +78,8 @@ def test_a_run_summarizes_with_the_prompt_and_the_cut_of_its_training(
     seen = []
     real = open_engine("torch", EngineSettings(threads=1, batch_sequences=1))
     monkeypatch.setattr("tersely.rollout.summarize.open_engine", lambda *_: real)
-    generate = real.generate
-    monkeypatch.setattr(real, "generate", lambda groups, stop: seen.extend(groups) or generate(groups, stop))
+    admit = real.admit
+    monkeypatch.setattr(real, "admit", lambda group: seen.append(group) or admit(group))
     summarize("--model", run_dir, text_file, "--json")
     (row,) = as_json(capsys)
     tokenizer = PolicyTokenizer.from_folder(run_dir / "policy")

@@ -47,9 +47,9 @@ def test_what_comes_in_after_a_version_is_published_is_judged_for_the_step_to_co
             directory=directory,
             wal=wal,
             collector=collector,
-            learner=SimpleNamespace(published=dict),
+            learner=SimpleNamespace(published=dict, probe=lambda: None, low_rank=lambda: None),
             store=SimpleNamespace(
-                prepare=lambda version, _: SimpleNamespace(label=WeightsLabel(version, f"hash-{version}")),
+                prepare=lambda version, *_, **__: SimpleNamespace(label=WeightsLabel(version, f"hash-{version}")),
                 announce=lambda prepared: prepared.label,
             ),
             events=events,
