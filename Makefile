@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.setup-stamp
 PEER_STAMP := .venv-trl/.setup-stamp
 VLLM_ENV := $(or $(TERSELY_VLLM_ENV),.venv-vllm)
-EXTRAS := trainer,rollout-torch,scorer,hub,dev
+EXTRAS := trainer,rollout-torch,scorer,embedding,hub,dev
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 CODE := services shared scripts tests $(wildcard bench/*.py)
