@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tersely/v1/judge.proto\x12\ntersely.v1\"1\n\x0cJudgeRequest\x12\x10\n\x08\x64ocument\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\"G\n\tJudgeAxis\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\x05score\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x03 \x01(\tB\x08\n\x06_score\"4\n\rJudgeResponse\x12#\n\x04\x61xes\x18\x01 \x03(\x0b\x32\x15.tersely.v1.JudgeAxis2L\n\x0cJudgeService\x12<\n\x05Judge\x12\x18.tersely.v1.JudgeRequest\x1a\x19.tersely.v1.JudgeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tersely/v1/judge.proto\x12\ntersely.v1\"=\n\x0cJudgeRequest\x12\x10\n\x08\x64ocument\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\"\x88\x01\n\tJudgeAxis\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\x05score\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x0e\n\x06rounds\x18\x05 \x01(\r\x12\x0e\n\x06\x63\x61\x63hed\x18\x06 \x01(\x08\x12\x10\n\x08weighted\x18\x07 \x01(\x08\x42\x08\n\x06_score\"\xc5\x01\n\rJudgeResponse\x12#\n\x04\x61xes\x18\x01 \x03(\x0b\x32\x15.tersely.v1.JudgeAxis\x12\n\n\x02id\x18\x02 \x01(\t\x12\x16\n\tcomposite\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06passed\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\r\n\x05judge\x18\x05 \x01(\t\x12\x0f\n\x07rubrics\x18\x06 \x01(\t\x12\x0e\n\x06tokens\x18\x07 \x01(\x04\x12\r\n\x05\x63\x61lls\x18\x08 \x01(\rB\x0c\n\n_compositeB\t\n\x07_passed\"?\n\x11JudgeBatchRequest\x12*\n\x08requests\x18\x01 \x03(\x0b\x32\x18.tersely.v1.JudgeRequest\"B\n\x12JudgeBatchResponse\x12,\n\tresponses\x18\x01 \x03(\x0b\x32\x19.tersely.v1.JudgeResponse2\x99\x01\n\x0cJudgeService\x12<\n\x05Judge\x12\x18.tersely.v1.JudgeRequest\x1a\x19.tersely.v1.JudgeResponse\x12K\n\nJudgeBatch\x12\x1d.tersely.v1.JudgeBatchRequest\x1a\x1e.tersely.v1.JudgeBatchResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,11 +32,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tersely.v1.judge_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JUDGEREQUEST']._serialized_start=38
-  _globals['_JUDGEREQUEST']._serialized_end=87
-  _globals['_JUDGEAXIS']._serialized_start=89
-  _globals['_JUDGEAXIS']._serialized_end=160
-  _globals['_JUDGERESPONSE']._serialized_start=162
-  _globals['_JUDGERESPONSE']._serialized_end=214
-  _globals['_JUDGESERVICE']._serialized_start=216
-  _globals['_JUDGESERVICE']._serialized_end=292
+  _globals['_JUDGEREQUEST']._serialized_end=99
+  _globals['_JUDGEAXIS']._serialized_start=102
+  _globals['_JUDGEAXIS']._serialized_end=238
+  _globals['_JUDGERESPONSE']._serialized_start=241
+  _globals['_JUDGERESPONSE']._serialized_end=438
+  _globals['_JUDGEBATCHREQUEST']._serialized_start=440
+  _globals['_JUDGEBATCHREQUEST']._serialized_end=503
+  _globals['_JUDGEBATCHRESPONSE']._serialized_start=505
+  _globals['_JUDGEBATCHRESPONSE']._serialized_end=571
+  _globals['_JUDGESERVICE']._serialized_start=574
+  _globals['_JUDGESERVICE']._serialized_end=727
 # @@protoc_insertion_point(module_scope)

@@ -26,19 +26,23 @@ class JudgeRequest(_message.Message):
 
     DOCUMENT_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
     document: _builtins.str
     """Source text."""
     summary: _builtins.str
     """Summary to judge; hostile text, never instructions."""
+    id: _builtins.str
+    """The caller's id, returned unchanged."""
     def __init__(
         self,
         *,
         document: _builtins.str = ...,
         summary: _builtins.str = ...,
+        id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "id", b"id", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -53,22 +57,40 @@ class JudgeAxis(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
+    WEIGHTED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """faithfulness, coverage, conciseness or clarity."""
     score: _builtins.float
-    """0 to 1; absent when the judge abstained."""
+    """0 to 1; absent when the judge abstained, which is never 0."""
     reason: _builtins.str
-    """The judge's words."""
+    """The judge's words; with several rounds those of the first that answered."""
+    error: _builtins.str
+    """Why the judge abstained: judge_timeout, judge_rate_limited, judge_server_error, judge_unreachable, judge_bad_answer,
+    judge_refused, judge_circuit_open, judge_budget; empty with a score.
+    """
+    rounds: _builtins.int
+    """Rounds that the score is the mean of; 0 when the judge abstained."""
+    cached: _builtins.bool
+    """Whether every one of them came from the cache."""
+    weighted: _builtins.bool
+    """Whether every round's score was weighted by the endpoint's token probabilities."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         score: _builtins.float | None = ...,
         reason: _builtins.str = ...,
+        error: _builtins.str = ...,
+        rounds: _builtins.int = ...,
+        cached: _builtins.bool = ...,
+        weighted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "name", b"name", "reason", b"reason", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "cached", b"cached", "error", b"error", "name", b"name", "reason", b"reason", "rounds", b"rounds", "score", b"score", "weighted", b"weighted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
     _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
@@ -83,19 +105,102 @@ class JudgeResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     AXES_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    COMPOSITE_FIELD_NUMBER: _builtins.int
+    PASSED_FIELD_NUMBER: _builtins.int
+    JUDGE_FIELD_NUMBER: _builtins.int
+    RUBRICS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The caller's id."""
+    composite: _builtins.float
+    """Sum of the axes, 0 to 4; absent when any of them is."""
+    passed: _builtins.bool
+    """Whether every axis has at least 0.5; absent when an axis has no score."""
+    judge: _builtins.str
+    """Name of the model that judged."""
+    rubrics: _builtins.str
+    """Version id of the rubrics."""
+    tokens: _builtins.int
+    """Tokens that the endpoint counted for this judgement, both ways; 0 from the cache."""
+    calls: _builtins.int
+    """Calls made to the endpoint for it, failed ones included."""
     @_builtins.property
     def axes(self) -> _containers.RepeatedCompositeFieldContainer[Global___JudgeAxis]:
-        """One entry per rubric."""
+        """One entry per rubric, in the rubrics' order."""
 
     def __init__(
         self,
         *,
         axes: _abc.Iterable[Global___JudgeAxis] | None = ...,
+        id: _builtins.str = ...,
+        composite: _builtins.float | None = ...,
+        passed: _builtins.bool | None = ...,
+        judge: _builtins.str = ...,
+        rubrics: _builtins.str = ...,
+        tokens: _builtins.int = ...,
+        calls: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_composite", b"_composite", "_passed", b"_passed", "composite", b"composite", "passed", b"passed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_composite", b"_composite", "_passed", b"_passed", "axes", b"axes", "calls", b"calls", "composite", b"composite", "id", b"id", "judge", b"judge", "passed", b"passed", "rubrics", b"rubrics", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__composite: _TypeAlias = _typing.Literal["composite"]  # noqa: Y015
+    _WhichOneofArgType__composite: _TypeAlias = _typing.Literal["_composite", b"_composite"]  # noqa: Y015
+    _WhichOneofReturnType__passed: _TypeAlias = _typing.Literal["passed"]  # noqa: Y015
+    _WhichOneofArgType__passed: _TypeAlias = _typing.Literal["_passed", b"_passed"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__composite) -> _WhichOneofReturnType__composite | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__passed) -> _WhichOneofReturnType__passed | None: ...
+
+Global___JudgeResponse: _TypeAlias = JudgeResponse  # noqa: Y015
+
+@_typing.final
+class JudgeBatchRequest(_message.Message):
+    """Several summaries to judge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___JudgeRequest]:
+        """At most 512."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___JudgeRequest] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["axes", b"axes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___JudgeResponse: _TypeAlias = JudgeResponse  # noqa: Y015
+Global___JudgeBatchRequest: _TypeAlias = JudgeBatchRequest  # noqa: Y015
+
+@_typing.final
+class JudgeBatchResponse(_message.Message):
+    """Their judgements."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def responses(self) -> _containers.RepeatedCompositeFieldContainer[Global___JudgeResponse]:
+        """One per request, same order."""
+
+    def __init__(
+        self,
+        *,
+        responses: _abc.Iterable[Global___JudgeResponse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["responses", b"responses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JudgeBatchResponse: _TypeAlias = JudgeBatchResponse  # noqa: Y015

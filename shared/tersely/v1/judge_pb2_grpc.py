@@ -40,6 +40,11 @@ class JudgeServiceStub(object):
                 request_serializer=tersely_dot_v1_dot_judge__pb2.JudgeRequest.SerializeToString,
                 response_deserializer=tersely_dot_v1_dot_judge__pb2.JudgeResponse.FromString,
                 _registered_method=True)
+        self.JudgeBatch = channel.unary_unary(
+                '/tersely.v1.JudgeService/JudgeBatch',
+                request_serializer=tersely_dot_v1_dot_judge__pb2.JudgeBatchRequest.SerializeToString,
+                response_deserializer=tersely_dot_v1_dot_judge__pb2.JudgeBatchResponse.FromString,
+                _registered_method=True)
 
 
 class JudgeServiceServicer(object):
@@ -53,6 +58,14 @@ class JudgeServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def JudgeBatch(self, request, context):
+        """Judges several summaries at a time; a pair that could not be judged abstains, it never fails the call.
+        INVALID_ARGUMENT for more than 512 requests, FAILED_PRECONDITION as for Judge.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JudgeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +73,11 @@ def add_JudgeServiceServicer_to_server(servicer, server):
                     servicer.Judge,
                     request_deserializer=tersely_dot_v1_dot_judge__pb2.JudgeRequest.FromString,
                     response_serializer=tersely_dot_v1_dot_judge__pb2.JudgeResponse.SerializeToString,
+            ),
+            'JudgeBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.JudgeBatch,
+                    request_deserializer=tersely_dot_v1_dot_judge__pb2.JudgeBatchRequest.FromString,
+                    response_serializer=tersely_dot_v1_dot_judge__pb2.JudgeBatchResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +108,33 @@ class JudgeService(object):
             '/tersely.v1.JudgeService/Judge',
             tersely_dot_v1_dot_judge__pb2.JudgeRequest.SerializeToString,
             tersely_dot_v1_dot_judge__pb2.JudgeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def JudgeBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tersely.v1.JudgeService/JudgeBatch',
+            tersely_dot_v1_dot_judge__pb2.JudgeBatchRequest.SerializeToString,
+            tersely_dot_v1_dot_judge__pb2.JudgeBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,10 @@ class JudgeServiceStub:
     def __new__(cls, channel: _aio.Channel) -> JudgeServiceAsyncStub: ...
     Judge: _grpc.UnaryUnaryMultiCallable[_judge_pb2.JudgeRequest, _judge_pb2.JudgeResponse]
     """Judges one summary. FAILED_PRECONDITION with kind `judge_not_configured` when no judge endpoint is configured."""
+    JudgeBatch: _grpc.UnaryUnaryMultiCallable[_judge_pb2.JudgeBatchRequest, _judge_pb2.JudgeBatchResponse]
+    """Judges several summaries at a time; a pair that could not be judged abstains, it never fails the call.
+    INVALID_ARGUMENT for more than 512 requests, FAILED_PRECONDITION as for Judge.
+    """
 
 @_typing.type_check_only
 class JudgeServiceAsyncStub(JudgeServiceStub):
@@ -43,6 +47,10 @@ class JudgeServiceAsyncStub(JudgeServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Judge: _aio.UnaryUnaryMultiCallable[_judge_pb2.JudgeRequest, _judge_pb2.JudgeResponse]  # type: ignore[assignment]
     """Judges one summary. FAILED_PRECONDITION with kind `judge_not_configured` when no judge endpoint is configured."""
+    JudgeBatch: _aio.UnaryUnaryMultiCallable[_judge_pb2.JudgeBatchRequest, _judge_pb2.JudgeBatchResponse]  # type: ignore[assignment]
+    """Judges several summaries at a time; a pair that could not be judged abstains, it never fails the call.
+    INVALID_ARGUMENT for more than 512 requests, FAILED_PRECONDITION as for Judge.
+    """
 
 class JudgeServiceServicer(metaclass=_abc_1.ABCMeta):
     """LLM-as-a-judge scores."""
@@ -54,5 +62,15 @@ class JudgeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_judge_pb2.JudgeResponse, _abc.Awaitable[_judge_pb2.JudgeResponse]]:
         """Judges one summary. FAILED_PRECONDITION with kind `judge_not_configured` when no judge endpoint is configured."""
+
+    @_abc_1.abstractmethod
+    def JudgeBatch(
+        self,
+        request: _judge_pb2.JudgeBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_judge_pb2.JudgeBatchResponse, _abc.Awaitable[_judge_pb2.JudgeBatchResponse]]:
+        """Judges several summaries at a time; a pair that could not be judged abstains, it never fails the call.
+        INVALID_ARGUMENT for more than 512 requests, FAILED_PRECONDITION as for Judge.
+        """
 
 def add_JudgeServiceServicer_to_server(servicer: JudgeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
