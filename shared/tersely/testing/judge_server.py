@@ -266,7 +266,7 @@ def _text(content: object) -> str:
 
 def _logprobs(content: str, score: float) -> list[dict[str, Any]]:
     """Per token of the content; the last number's alternatives have the score as their mean."""
-    tokens = re.findall(r"\d+|\D", content)
+    tokens = re.findall(r"\d+|[^\W\d]+|\s+|.", content)
     last = max((index for index, token in enumerate(tokens) if token.isdecimal()), default=-1)
     listed = []
     for index, token in enumerate(tokens):
