@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from tersely.scorer.rewards.base import Reward, RewardInput
+from tersely.scorer.rewards.base import ReasonedValues, Reward, RewardInput
 from tersely.v1 import common_pb2, group_pb2
 
 log = structlog.get_logger()
@@ -71,7 +71,8 @@ def _attempt(reward: Reward, inputs: Sequence[RewardInput], *, last: bool) -> li
         values = reward.score(inputs)
         if len(values) != len(inputs):
             raise ValueError(f"gave {len(values)} values for {len(inputs)} completions")
-        return [_as_message(reward, value) for value in values]
+        reasons = values.reasons if isinstance(values, ReasonedValues) else {}
+        return [_as_message(reward, value, reasons.get(index)) for index, value in enumerate(values)]
     except Exception as error:
         if not last:
             return None
@@ -80,9 +81,9 @@ def _attempt(reward: Reward, inputs: Sequence[RewardInput], *, last: bool) -> li
         return [group_pb2.RewardValue(name=reward.name, absent_reason=reason) for _ in inputs]
 
 
-def _as_message(reward: Reward, value: float | None) -> group_pb2.RewardValue:
+def _as_message(reward: Reward, value: float | None, reason: str | None = None) -> group_pb2.RewardValue:
     if value is None:
-        return group_pb2.RewardValue(name=reward.name, absent_reason=reward.absent_reason)
+        return group_pb2.RewardValue(name=reward.name, absent_reason=reason or reward.absent_reason)
     number = float(value)
     if not math.isfinite(number):
         return group_pb2.RewardValue(name=reward.name, absent_reason=f"the value {number} is not finite")

@@ -108,4 +108,4 @@ def _check_options(entry: EntryPoint, options: dict[str, object]) -> None:
         return
     refuse_unknown_options(entry.name, reward, options)
     if entry.dist is not None and entry.dist.name == "tersely":  # others may load a model when they are made
-        reward(**options)
+        getattr(reward, "check_options", reward)(**options)

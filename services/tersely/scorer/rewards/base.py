@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from tersely.config.nearest import nearest
 from tersely.errors import ConfigValue
 
-__all__ = ["Reward", "RewardInput", "checked_choice", "nearest"]
+__all__ = ["ReasonedValues", "Reward", "RewardInput", "checked_choice", "nearest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,18 @@ class Reward(Protocol):
 
     def score(self, batch: Sequence[RewardInput]) -> list[float | None]:
         """One value per item, in order; None when it can't be computed (never 0 instead)."""
+
+
+class ReasonedValues(list[float | None]):
+    """What `score` may give instead of a plain list: values, some of the absent ones with a reason of their own.
+
+    Attributes:
+        reasons: Index of a value that is None -> why; `absent_reason` stands for those without.
+    """
+
+    def __init__(self, values: Iterable[float | None] = ()) -> None:
+        super().__init__(values)
+        self.reasons: dict[int, str] = {}
 
 
 def checked_choice(reward: str, option: str, value: object, allowed: Sequence[str]) -> str:
