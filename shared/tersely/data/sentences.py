@@ -45,6 +45,23 @@ def cut_document(text: str, tokenizer: PolicyTokenizer, max_tokens: int) -> tupl
     return kept, len(ids) - len(tokenizer.encode(kept))
 
 
+def lead_sentences(text: str, tokenizer: PolicyTokenizer, target_tokens: int) -> tuple[str, int]:
+    """The first sentences of a text, as many as come nearest to a length; the fewer of two that are as near.
+
+    Returns:
+        At least one sentence, and its length in tokens.
+    """
+    best: tuple[int, str, int] | None = None
+    for end in sentence_ends(text):
+        lead = text[:end].strip()
+        tokens = len(tokenizer.encode(lead))
+        if lead and (best is None or abs(tokens - target_tokens) < best[0]):
+            best = (abs(tokens - target_tokens), lead, tokens)
+        if tokens > target_tokens:
+            break
+    return ("", 0) if best is None else best[1:]
+
+
 def _cut_tokens(ids: list[int], tokenizer: PolicyTokenizer, max_tokens: int) -> str:
     for count in range(max_tokens, 0, -1):
         # The last token may hold half a character.
