@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -19,6 +20,7 @@ from tersely.testing.channel import MeddlingServicer, connected, hash_of, make_w
 from tersely.types import WeightsLabel
 from tersely.v1.checkpoint_pb2 import FetchWeightsRequest, FetchWeightsResponse
 from tersely.v1.checkpoint_pb2_grpc import CheckpointServiceStub
+from tersely.weights import shelf as shelf_module
 from tersely.weights.shelf import DeltaShelf
 from tersely.weights.store import SnapshotStore
 
@@ -161,6 +163,39 @@ def test_readers_that_stall_keep_few_versions_alive(tmp_path: Path) -> None:
         wait_for(lambda: len({reader.snapshot.label for reader in servicer._readers._readers}) <= 3)
         assert servicer._readers.ended == 6
         for call in stuck:
+            call.cancel()
+
+
+def test_readers_that_wait_for_deltas_keep_few_versions_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    encode = shelf_module.encode_delta
+
+    def slowly(*args: Any) -> bytes:
+        assert go_on.wait(60)
+        return encode(*args)
+
+    monkeypatch.setattr(shelf_module, "encode_delta", slowly)
+    store = make_store(tmp_path, keep=2)
+    servicer = MeddlingServicer(store)
+    weights = make_weights()
+    with served(servicer) as address, dial(address) as channel:
+        stub, waiting = CheckpointServiceStub(channel), []
+        label = store.publish(0, weights)
+        for version in range(1, 13):
+            base, weights = label, stepped(weights, version)
+            label = store.publish(version, weights)
+            request = FetchWeightsRequest(
+                want=label.to_proto(), base_weights_sha256=base.weights_sha256, node_id=f"w-{version}"
+            )
+            waiting.append(stub.FetchWeights(request, timeout=60))
+            wait_for(lambda version=version: len(servicer.requests) == version)  # type: ignore[misc]
+        # The newest two, and two that only readers hold.
+        wait_for(lambda: servicer._readers.ended == 8)
+        assert len(servicer._readers._readers) == 4
+        assert len(servicer._shelf._made) <= 5  # those of the readers left, and the one that had begun
+        go_on.set()
+        assert b"".join(message.data for message in waiting[-1])
+        for call in waiting:
             call.cancel()
 
 

@@ -17,13 +17,14 @@ from tersely.weights.shelf import DeltaShelf
 from tersely.weights.store import SnapshotStore
 
 OUTPUTS, INPUTS = 400, 300
+CHUNK = 256
 
 
 class AdapterRun:
     """Publishes versions of one adapted matrix beside an embedding that stays."""
 
     def __init__(self, folder: Path) -> None:
-        self.store = SnapshotStore("r-1", folder, (2,), 512, incarnation=1, keep=3)
+        self.store = SnapshotStore("r-1", folder, (2,), CHUNK, incarnation=1, keep=3)
         self.servicer = MeddlingServicer(self.store, DeltaShelf(self.store, threads=1))
         generator = torch.Generator().manual_seed(0)
         self.base = torch.randn(OUTPUTS, INPUTS, generator=generator).bfloat16()
@@ -87,11 +88,11 @@ def test_whoever_joins_late_fetches_the_base_once_although_it_is_long_gone_from_
     assert (client.counts.full_copies, client.counts.adapters) == (1, 1)
 
 
-def test_an_adapter_cut_again_and_again_is_resumed(run: AdapterRun, client: WeightsClient) -> None:
+def test_an_adapter_cut_at_twenty_offsets_is_resumed_at_each(run: AdapterRun, client: WeightsClient) -> None:
     first = run.publish(0)
     follow(client, first)
     label = run.publish(1)
-    cuts = [512 * i for i in range(1, 9)]
+    cuts = [CHUNK * i for i in range(1, 21)]
 
     def cut(number: int, message: FetchWeightsResponse) -> FetchWeightsResponse:
         if number and cuts and message.offset_bytes == cuts[0]:
@@ -101,26 +102,83 @@ def test_an_adapter_cut_again_and_again_is_resumed(run: AdapterRun, client: Weig
 
     run.servicer.meddle = cut
     follow(client, label, first)
-    assert (client.counts.adapters, client.counts.mismatches, client.counts.resumes) == (1, 0, 8)
+    assert (client.counts.adapters, client.counts.mismatches, client.counts.resumes) == (1, 0, 20)
 
 
-def test_a_machine_that_merges_otherwise_gets_a_delta_and_no_adapter_again(
+def rough(target: torch.Tensor, base: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float) -> None:
+    """Another way to merge, with another result."""
+    target.copy_((base.float() + scale * (up.bfloat16() @ down.bfloat16()).float()).bfloat16())
+
+
+def test_a_machine_that_always_merges_otherwise_asks_for_no_adapter_after_the_third(
     run: AdapterRun, client: WeightsClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = run.publish(0)
     follow(client, held)
-    labels = [run.publish(version) for version in (1, 2)]
-
-    def rough(target: torch.Tensor, base: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float) -> None:
-        target.copy_((base.float() + scale * (up.bfloat16() @ down.bfloat16()).float()).bfloat16())
-
     monkeypatch.setattr(adapter_module, "merge_into", rough)
-    follow(client, labels[1], held)
-    third = run.publish(3)
-    follow(client, third, labels[1])
-    assert (client.counts.adapters, client.counts.adapter_fallbacks, client.counts.deltas) == (0, 1, 2)
+    for version in range(1, 6):
+        label = run.publish(version)
+        follow(client, label, held)
+        held = label
+    assert (client.counts.adapters, client.counts.adapter_fallbacks, client.counts.deltas) == (0, 3, 5)
     assert client.counts.full_copies == 1
-    assert [request.accepts_adapter for request in run.servicer.requests] == [False, True, False, False]
+    asked = [request.accepts_adapter for request in run.servicer.requests]
+    assert asked == [False, True, False, True, False, True, False, False, False]
+
+
+def test_one_wrong_merge_changes_nothing_for_the_next_versions(
+    run: AdapterRun, client: WeightsClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = run.publish(0)
+    follow(client, held)
+    for version in range(1, 9):
+        label = run.publish(version)
+        with monkeypatch.context() as here:
+            if version % 2:
+                here.setattr(adapter_module, "merge_into", rough)
+            follow(client, label, held)
+        held = label
+    assert (client.counts.adapters, client.counts.adapter_fallbacks, client.counts.deltas) == (4, 4, 4)
+    assert client.counts.full_copies == 1
+
+
+def test_a_byte_flipped_in_any_chunk_of_an_adapter_costs_that_adapter_alone(
+    run: AdapterRun, client: WeightsClient
+) -> None:
+    held = run.publish(0)
+    follow(client, held)
+    chunks = 2 * (OUTPUTS + INPUTS) * 4 // CHUNK + 1
+    for version in range(1, chunks + 1):
+        left = [version]
+
+        def flip(number: int, message: FetchWeightsResponse, left: list[int] = left) -> FetchWeightsResponse:
+            if number in left:
+                left.clear()
+                data = bytearray(message.data)
+                data[len(data) * 2 // 3] ^= 1
+                message.data = bytes(data)
+            return message
+
+        run.servicer.meddle = flip
+        label = run.publish(version)
+        follow(client, label, held)
+        held = label
+        assert not left
+    assert (client.counts.adapters, client.counts.adapter_fallbacks) == (chunks, chunks)
+    assert (client.counts.deltas, client.counts.full_copies) == (0, 1)
+
+
+def test_the_base_of_a_trainer_that_began_anew_is_fetched_once(run: AdapterRun, client: WeightsClient) -> None:
+    held = run.publish(0)
+    follow(client, held)
+    follow(client, run.publish(1), held)
+    run.base = run.base + 1
+    held = run.publish(0)  # another base from here on
+    for version in range(2, 5):
+        label = run.publish(version)
+        follow(client, label, held)
+        held = label
+    assert (client.counts.full_copies, client.counts.adapters) == (2, 4)
 
 
 def test_a_delta_is_sent_where_it_is_shorter(run: AdapterRun, client: WeightsClient) -> None:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tersely.v1 import common_pb2 as tersely_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btersely/v1/checkpoint.proto\x12\ntersely.v1\x1a\x17tersely/v1/common.proto\"x\n\x0eTensorManifest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x14\n\x0coffset_bytes\x18\x04 \x01(\x04\x12\x14\n\x0clength_bytes\x18\x05 \x01(\x04\x12\x0e\n\x06sha256\x18\x06 \x01(\t\"?\n\tModelFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0clength_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\",\n\x05Probe\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\";\n\x0c\x41\x64\x61pterLayer\x12\x0e\n\x06tensor\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\r\n\x05scale\x18\x03 \x01(\x01\"3\n\x07\x41\x64\x61pter\x12(\n\x06layers\x18\x01 \x03(\x0b\x32\x18.tersely.v1.AdapterLayer\"\xf0\x02\n\x0fWeightsManifest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12)\n\x07weights\x18\x02 \x01(\x0b\x32\x18.tersely.v1.WeightsLabel\x12+\n\x07tensors\x18\x03 \x03(\x0b\x32\x1a.tersely.v1.TensorManifest\x12\x15\n\rpayload_bytes\x18\x04 \x01(\x04\x12\x16\n\x0epayload_sha256\x18\x05 \x01(\t\x12\x13\n\x0b\x63hunk_bytes\x18\x06 \x01(\r\x12*\n\x0bmodel_files\x18\x07 \x03(\x0b\x32\x15.tersely.v1.ModelFile\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\r\x12\x1b\n\x13trainer_incarnation\x18\t \x01(\x04\x12 \n\x05probe\x18\n \x01(\x0b\x32\x11.tersely.v1.Probe\x12.\n\x0c\x61\x64\x61pter_base\x18\x0b \x01(\x0b\x32\x18.tersely.v1.WeightsLabel\"7\n\x14WatchVersionsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\"F\n\x15WatchVersionsResponse\x12-\n\x08manifest\x18\x01 \x01(\x0b\x32\x1b.tersely.v1.WeightsManifest\"\xb2\x01\n\x13\x46\x65tchWeightsRequest\x12&\n\x04want\x18\x01 \x01(\x0b\x32\x18.tersely.v1.WeightsLabel\x12\x1b\n\x13\x62\x61se_weights_sha256\x18\x02 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x04\x12\x16\n\x0epayload_sha256\x18\x04 \x01(\t\x12\x0f\n\x07node_id\x18\x05 \x01(\t\x12\x17\n\x0f\x61\x63\x63\x65pts_adapter\x18\x06 \x01(\x08\"\xdb\x01\n\x14\x46\x65tchWeightsResponse\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x15\n\rpayload_bytes\x18\x03 \x01(\x04\x12\x16\n\x0epayload_sha256\x18\x04 \x01(\t\x12-\n\x08manifest\x18\x05 \x01(\x0b\x32\x1b.tersely.v1.WeightsManifest\x12\x1b\n\x13\x62\x61se_weights_sha256\x18\x06 \x01(\t\x12$\n\x07\x61\x64\x61pter\x18\x07 \x01(\x0b\x32\x13.tersely.v1.Adapter\"K\n\x15\x46\x65tchModelFileRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x04\"<\n\x16\x46\x65tchModelFileResponse\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\x9b\x02\n\x11\x43heckpointService\x12V\n\rWatchVersions\x12 .tersely.v1.WatchVersionsRequest\x1a!.tersely.v1.WatchVersionsResponse0\x01\x12S\n\x0c\x46\x65tchWeights\x12\x1f.tersely.v1.FetchWeightsRequest\x1a .tersely.v1.FetchWeightsResponse0\x01\x12Y\n\x0e\x46\x65tchModelFile\x12!.tersely.v1.FetchModelFileRequest\x1a\".tersely.v1.FetchModelFileResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btersely/v1/checkpoint.proto\x12\ntersely.v1\x1a\x17tersely/v1/common.proto\"x\n\x0eTensorManifest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x14\n\x0coffset_bytes\x18\x04 \x01(\x04\x12\x14\n\x0clength_bytes\x18\x05 \x01(\x04\x12\x0e\n\x06sha256\x18\x06 \x01(\t\"?\n\tModelFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0clength_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\",\n\x05Probe\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\";\n\x0c\x41\x64\x61pterLayer\x12\x0e\n\x06tensor\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\r\n\x05scale\x18\x03 \x01(\x01\"3\n\x07\x41\x64\x61pter\x12(\n\x06layers\x18\x01 \x03(\x0b\x32\x18.tersely.v1.AdapterLayer\"\x88\x03\n\x0fWeightsManifest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12)\n\x07weights\x18\x02 \x01(\x0b\x32\x18.tersely.v1.WeightsLabel\x12+\n\x07tensors\x18\x03 \x03(\x0b\x32\x1a.tersely.v1.TensorManifest\x12\x15\n\rpayload_bytes\x18\x04 \x01(\x04\x12\x16\n\x0epayload_sha256\x18\x05 \x01(\t\x12\x13\n\x0b\x63hunk_bytes\x18\x06 \x01(\r\x12*\n\x0bmodel_files\x18\x07 \x03(\x0b\x32\x15.tersely.v1.ModelFile\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\r\x12\x1b\n\x13trainer_incarnation\x18\t \x01(\x04\x12 \n\x05probe\x18\n \x01(\x0b\x32\x11.tersely.v1.Probe\x12.\n\x0c\x61\x64\x61pter_base\x18\x0b \x01(\x0b\x32\x18.tersely.v1.WeightsLabel\x12\x16\n\x0e\x64\x65tails_sha256\x18\x0c \x01(\t\"7\n\x14WatchVersionsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\"F\n\x15WatchVersionsResponse\x12-\n\x08manifest\x18\x01 \x01(\x0b\x32\x1b.tersely.v1.WeightsManifest\"\xb2\x01\n\x13\x46\x65tchWeightsRequest\x12&\n\x04want\x18\x01 \x01(\x0b\x32\x18.tersely.v1.WeightsLabel\x12\x1b\n\x13\x62\x61se_weights_sha256\x18\x02 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x04\x12\x16\n\x0epayload_sha256\x18\x04 \x01(\t\x12\x0f\n\x07node_id\x18\x05 \x01(\t\x12\x17\n\x0f\x61\x63\x63\x65pts_adapter\x18\x06 \x01(\x08\"\xdb\x01\n\x14\x46\x65tchWeightsResponse\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x15\n\rpayload_bytes\x18\x03 \x01(\x04\x12\x16\n\x0epayload_sha256\x18\x04 \x01(\t\x12-\n\x08manifest\x18\x05 \x01(\x0b\x32\x1b.tersely.v1.WeightsManifest\x12\x1b\n\x13\x62\x61se_weights_sha256\x18\x06 \x01(\t\x12$\n\x07\x61\x64\x61pter\x18\x07 \x01(\x0b\x32\x13.tersely.v1.Adapter\"K\n\x15\x46\x65tchModelFileRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x04\"<\n\x16\x46\x65tchModelFileResponse\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\x9b\x02\n\x11\x43heckpointService\x12V\n\rWatchVersions\x12 .tersely.v1.WatchVersionsRequest\x1a!.tersely.v1.WatchVersionsResponse0\x01\x12S\n\x0c\x46\x65tchWeights\x12\x1f.tersely.v1.FetchWeightsRequest\x1a .tersely.v1.FetchWeightsResponse0\x01\x12Y\n\x0e\x46\x65tchModelFile\x12!.tersely.v1.FetchModelFileRequest\x1a\".tersely.v1.FetchModelFileResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,19 +43,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADAPTER']._serialized_start=362
   _globals['_ADAPTER']._serialized_end=413
   _globals['_WEIGHTSMANIFEST']._serialized_start=416
-  _globals['_WEIGHTSMANIFEST']._serialized_end=784
-  _globals['_WATCHVERSIONSREQUEST']._serialized_start=786
-  _globals['_WATCHVERSIONSREQUEST']._serialized_end=841
-  _globals['_WATCHVERSIONSRESPONSE']._serialized_start=843
-  _globals['_WATCHVERSIONSRESPONSE']._serialized_end=913
-  _globals['_FETCHWEIGHTSREQUEST']._serialized_start=916
-  _globals['_FETCHWEIGHTSREQUEST']._serialized_end=1094
-  _globals['_FETCHWEIGHTSRESPONSE']._serialized_start=1097
-  _globals['_FETCHWEIGHTSRESPONSE']._serialized_end=1316
-  _globals['_FETCHMODELFILEREQUEST']._serialized_start=1318
-  _globals['_FETCHMODELFILEREQUEST']._serialized_end=1393
-  _globals['_FETCHMODELFILERESPONSE']._serialized_start=1395
-  _globals['_FETCHMODELFILERESPONSE']._serialized_end=1455
-  _globals['_CHECKPOINTSERVICE']._serialized_start=1458
-  _globals['_CHECKPOINTSERVICE']._serialized_end=1741
+  _globals['_WEIGHTSMANIFEST']._serialized_end=808
+  _globals['_WATCHVERSIONSREQUEST']._serialized_start=810
+  _globals['_WATCHVERSIONSREQUEST']._serialized_end=865
+  _globals['_WATCHVERSIONSRESPONSE']._serialized_start=867
+  _globals['_WATCHVERSIONSRESPONSE']._serialized_end=937
+  _globals['_FETCHWEIGHTSREQUEST']._serialized_start=940
+  _globals['_FETCHWEIGHTSREQUEST']._serialized_end=1118
+  _globals['_FETCHWEIGHTSRESPONSE']._serialized_start=1121
+  _globals['_FETCHWEIGHTSRESPONSE']._serialized_end=1340
+  _globals['_FETCHMODELFILEREQUEST']._serialized_start=1342
+  _globals['_FETCHMODELFILEREQUEST']._serialized_end=1417
+  _globals['_FETCHMODELFILERESPONSE']._serialized_start=1419
+  _globals['_FETCHMODELFILERESPONSE']._serialized_end=1479
+  _globals['_CHECKPOINTSERVICE']._serialized_start=1482
+  _globals['_CHECKPOINTSERVICE']._serialized_end=1765
 # @@protoc_insertion_point(module_scope)

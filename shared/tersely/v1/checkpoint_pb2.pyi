@@ -194,6 +194,7 @@ class WeightsManifest(_message.Message):
     TRAINER_INCARNATION_FIELD_NUMBER: _builtins.int
     PROBE_FIELD_NUMBER: _builtins.int
     ADAPTER_BASE_FIELD_NUMBER: _builtins.int
+    DETAILS_SHA256_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Run it belongs to."""
     payload_bytes: _builtins.int
@@ -204,6 +205,8 @@ class WeightsManifest(_message.Message):
     """Bytes per chunk that FetchWeights sends (the last one may be shorter)."""
     trainer_incarnation: _builtins.int
     """Incarnation of the trainer that publishes."""
+    details_sha256: _builtins.str
+    """SHA-256, hex, of all that the hash of the weights does not cover: whoever gets another throws the manifest away and asks again."""
     @_builtins.property
     def weights(self) -> _common_pb2.WeightsLabel:
         """Version and hash of the weights."""
@@ -242,10 +245,11 @@ class WeightsManifest(_message.Message):
         trainer_incarnation: _builtins.int = ...,
         probe: Global___Probe | None = ...,
         adapter_base: _common_pb2.WeightsLabel | None = ...,
+        details_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adapter_base", b"adapter_base", "probe", b"probe", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_base", b"adapter_base", "chunk_bytes", b"chunk_bytes", "model_files", b"model_files", "payload_bytes", b"payload_bytes", "payload_sha256", b"payload_sha256", "probe", b"probe", "run_id", b"run_id", "stop_token_ids", b"stop_token_ids", "tensors", b"tensors", "trainer_incarnation", b"trainer_incarnation", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_base", b"adapter_base", "chunk_bytes", b"chunk_bytes", "details_sha256", b"details_sha256", "model_files", b"model_files", "payload_bytes", b"payload_bytes", "payload_sha256", b"payload_sha256", "probe", b"probe", "run_id", b"run_id", "stop_token_ids", b"stop_token_ids", "tensors", b"tensors", "trainer_incarnation", b"trainer_incarnation", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 _Message = TypeVar("_Message")
 
+_MOST_WRONG_MERGES = 3
+"""Adapters in a row that came whole and made the wrong hash here, after which none is asked for any more. One value in
+10^12 rounds otherwise on another machine, so that one now and then is no sign of anything."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -61,8 +65,7 @@ class FetchCounts:
         full_copies: Versions that came whole.
         delta_fallbacks: Deltas that were of no use, so that a full copy was fetched.
         adapters: Versions that came as an adapter.
-        adapter_fallbacks: Adapters that did not make the version's hash when merged here; at most one, as none is
-            asked for after that.
+        adapter_fallbacks: Adapters that were of no use: damaged on the way, or whose merge had the wrong hash here.
     """
 
     payload_bytes: int = 0
@@ -99,6 +102,7 @@ class WeightsClient:
         self._held: HeldWeights | None = None
         self._root: HeldWeights | None = None
         self._use_adapters = True
+        self._wrong_merges = 0
         self._last_manifest: checkpoint_pb2.WeightsManifest | None = None
         self.counts = FetchCounts()
 
@@ -143,8 +147,8 @@ class WeightsClient:
     ) -> HeldWeights:
         """Fetches one version, whole and checked.
 
-        A broken stream is resumed from the byte that is here. If an adapter or a delta is of no use, all is fetched; if
-        the hash of a full copy is wrong, it is fetched once more.
+        A broken stream is resumed from the byte that is here. If an adapter was damaged on the way, it is fetched once
+        more; if it or a delta is of no use, all is fetched; if the hash of a full copy is wrong, it is fetched again.
 
         Args:
             want: Version and hash.
@@ -167,10 +171,13 @@ class WeightsClient:
         ways: list[tuple[HeldWeights | None, bool]] = [(None, False), (None, False)]
         if root is not None:
             self._held = None
-            ways = [(root, True), (root, False), *ways]
+            ways = [(root, True), (root, True), (root, False), *ways]
         elif self._held is not None:
             ways = [(self._held, False), *ways]
+        wrong_merge = False
         for number, (against, adapter) in enumerate(ways, 1):
+            if adapter and wrong_merge:
+                continue
             receiver = PayloadReceiver(want, against, accepts_adapter=adapter)
             if against is None:
                 self._held = None
@@ -178,13 +185,15 @@ class WeightsClient:
                 self._receive(want, receiver)
                 break
             except WeightsMismatch as error:
-                last = number == len(ways)
+                last, wrong_merge = number == len(ways), wrong_merge or receiver.wrong_merge
                 self._mismatched(receiver, error, retry=not last)
                 if last:
                     raise
         self.counts.deltas += receiver.is_delta
         self.counts.adapters += receiver.is_adapter
         self.counts.full_copies += not (receiver.is_delta or receiver.is_adapter)
+        if receiver.is_adapter:
+            self._wrong_merges = 0
         held = receiver.held()
         self._last_manifest = held.manifest
         # In an adapter run the base stays instead: it is what the next version is made of.
@@ -202,6 +211,7 @@ class WeightsClient:
         if self._held is None or self._held.label.weights_sha256 != label.weights_sha256:
             if want.weights_sha256 == label.weights_sha256:
                 return None
+            self._root = None  # else the fetch below would not keep what it gets
             try:
                 self.fetch_held(label, self._held.label if self._held is not None else None)
             except WeightsUnavailable as error:
@@ -213,10 +223,12 @@ class WeightsClient:
     def _mismatched(self, receiver: PayloadReceiver, error: WeightsMismatch, *, retry: bool) -> None:
         self.counts.mismatches += 1
         self.counts.delta_fallbacks += receiver.is_delta
-        if receiver.is_adapter:
-            # This machine may round in another way, and would in every version.
-            self.counts.adapter_fallbacks += 1
+        self.counts.adapter_fallbacks += receiver.is_adapter
+        self._wrong_merges += receiver.wrong_merge
+        if self._wrong_merges >= _MOST_WRONG_MERGES and self._use_adapters:
+            # This machine rounds in another way, and would in every version.
             self._use_adapters, self._root = False, None
+            _log.warning("adapters_given_up", wrong_merges=self._wrong_merges)
         _log.warning(
             "weights_mismatch",
             message=error.message,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -39,3 +40,21 @@ def weights_sha256(tensors: Iterable[TensorHash]) -> str:
 def manifest_sha256(manifest: checkpoint_pb2.WeightsManifest) -> str:
     """Hash of the weights that a manifest describes, from its tensors (not from its label)."""
     return weights_sha256(TensorHash(t.name, t.dtype, t.shape, t.sha256) for t in manifest.tensors)
+
+
+def details_sha256(manifest: checkpoint_pb2.WeightsManifest) -> str:
+    """SHA-256, hex, of what a manifest says beside the weights: the probe, the stop ids, the model files and so on."""
+    details = [
+        manifest.run_id,
+        manifest.payload_bytes,
+        manifest.payload_sha256,
+        manifest.chunk_bytes,
+        [[file.name, file.length_bytes, file.sha256] for file in manifest.model_files],
+        list(manifest.stop_token_ids),
+        manifest.trainer_incarnation,
+        [list(manifest.probe.token_ids), list(manifest.probe.logprobs)] if manifest.HasField("probe") else None,
+        [manifest.adapter_base.policy_version, manifest.adapter_base.weights_sha256]
+        if manifest.HasField("adapter_base")
+        else None,
+    ]
+    return hashlib.sha256(json.dumps(details).encode()).hexdigest()

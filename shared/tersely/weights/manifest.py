@@ -9,7 +9,7 @@ import re
 from tersely.errors import WeightsMismatch
 from tersely.types import WeightsLabel
 from tersely.v1 import checkpoint_pb2
-from tersely.weights.digest import ITEM_BYTES, manifest_sha256
+from tersely.weights.digest import ITEM_BYTES, details_sha256, manifest_sha256
 
 _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,253}[A-Za-z0-9_])?", re.ASCII)
 _MOST_DIMENSIONS = 8
@@ -31,6 +31,8 @@ def check_manifest(manifest: checkpoint_pb2.WeightsManifest, want: WeightsLabel)
         raise WeightsMismatch(f"Asked for {want}, the trainer sent another version.", _WAY_OUT)
     if manifest_sha256(manifest) != want.weights_sha256:
         raise WeightsMismatch(f"The tensor hashes of {want} do not add up to its own hash.", _WAY_OUT)
+    if details_sha256(manifest) != manifest.details_sha256:
+        raise WeightsMismatch(f"What the manifest of {want} says beside the weights is damaged.", _WAY_OUT)
     end, names = 0, set()
     for tensor in manifest.tensors:
         if not is_tensor_name(tensor.name) or tensor.name in names:

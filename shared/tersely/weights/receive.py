@@ -76,6 +76,8 @@ class PayloadReceiver:
         self.received_bytes = 0
         self.is_delta = False
         self.is_adapter = False
+        self.wrong_merge = False
+        """Whether an adapter came as it was sent, and yet made other weights here than the label's."""
 
     @property
     def payload_sha256(self) -> str:
@@ -188,7 +190,11 @@ class PayloadReceiver:
             self._payload = decode_delta(self._manifest, self._base.payload, self._buffer)
         else:
             merged = merge_payload(self._adapter, self._manifest.tensors, self._base.payload, self._buffer)
-            check_tensors(self._manifest, merged)
+            try:
+                check_tensors(self._manifest, merged)
+            except WeightsMismatch:
+                self.wrong_merge = True
+                raise
             self._payload = merged
         # What was sent and the base are no longer needed here.
         self._buffer, self._base = bytearray(), None

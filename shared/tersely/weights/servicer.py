@@ -94,14 +94,15 @@ class CheckpointServicer(checkpoint_pb2_grpc.CheckpointServiceServicer):
         """Sends the manifest, then the payload, a delta or an adapter from the offset on."""
         async with errors_as_status(context):
             snapshot = self._find(request)
-            sent = await self._choose(request, snapshot)
-            data, offset, chunk_bytes = sent.data, request.offset_bytes, snapshot.manifest.chunk_bytes
-            if offset > len(data) or (offset and request.payload_sha256 != sent.sha256):
-                raise WeightsMismatch(
-                    f"Offset {offset} does not belong to what there is of {snapshot.label}.",
-                    "Fetch it from the beginning.",
-                )
+            # Who waits for a delta holds the version too, and counts.
             with self._readers.reading(request.node_id, snapshot, context) as moved:
+                sent = await self._choose(request, snapshot)
+                data, offset, chunk_bytes = sent.data, request.offset_bytes, snapshot.manifest.chunk_bytes
+                if offset > len(data) or (offset and request.payload_sha256 != sent.sha256):
+                    raise WeightsMismatch(
+                        f"Offset {offset} does not belong to what there is of {snapshot.label}.",
+                        "Fetch it from the beginning.",
+                    )
                 yield checkpoint_pb2.FetchWeightsResponse(
                     offset_bytes=offset,
                     payload_bytes=len(data),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -40,7 +41,8 @@ class Delta:
 class DeltaShelf:
     """Makes deltas from what a store holds and keeps those asked for last. Thread-safe.
 
-    A delta over several versions is made from the first and the last of them, not from the deltas between.
+    A delta over several versions is made from the first and the last of them, not from the deltas between. One that
+    waits for its turn holds no payload: when it comes, what the store has dropped is sent whole.
 
     Args:
         store: Holds the snapshots.
@@ -55,6 +57,7 @@ class DeltaShelf:
         self._lock = threading.Lock()
         # In order of use, the last one last.
         self._made: OrderedDict[tuple[str, str], Future[Delta | None]] = OrderedDict()
+        self._waiting: Counter[tuple[str, str]] = Counter()
         # One delta at a time: each uses several threads, and a trainer trains beside it.
         self._worker = ThreadPoolExecutor(1, "weights-shelf")
         self._closed = False
@@ -64,10 +67,11 @@ class DeltaShelf:
         """The delta from weights with this hash; those who ask at once share one encoding.
 
         Returns:
-            None where a full copy is the answer: the base isn't held any more or has another layout, or the delta is no
-            shorter.
+            None where a full copy is the answer: base or version aren't held any more or differ in layout, or the delta
+            is no shorter.
         """
-        future = self._future(base_weights_sha256, want)
+        key = (base_weights_sha256, want.label.weights_sha256)
+        future = self._future(key, want)
         if future is None:
             return None
         try:
@@ -76,6 +80,8 @@ class DeltaShelf:
         except Exception:  # noqa: BLE001 - logged; a full copy serves as well
             _log.exception("delta_failed", base=base_weights_sha256, want=str(want.label))
             return None
+        finally:
+            self._leave(key, future)
 
     def close(self) -> None:
         """Makes no more deltas."""
@@ -83,21 +89,35 @@ class DeltaShelf:
             self._closed = True
         self._worker.shutdown(wait=False, cancel_futures=True)
 
-    def _future(self, base_weights_sha256: str, want: Snapshot) -> Future[Delta | None] | None:
-        key = (base_weights_sha256, want.label.weights_sha256)
+    def _future(self, key: tuple[str, str], want: Snapshot) -> Future[Delta | None] | None:
+        """The delta made, or to be made; its caller waits, until it calls `_leave`."""
         with self._lock:
             future = self._made.get(key)
-            if future is not None and not (future.done() and (future.cancelled() or future.exception())):
-                self._made.move_to_end(key)
-                return future
-            base = self._store.find(base_weights_sha256)
-            if base is None or self._closed or not same_layout(base.manifest, want.manifest):
-                return None
-            future = self._made[key] = self._worker.submit(self._encode, base, want)
+            if future is None or (future.done() and (future.cancelled() or future.exception())):
+                base = self._store.find(key[0])
+                if base is None or self._closed or not same_layout(base.manifest, want.manifest):
+                    return None
+                future = self._made[key] = self._worker.submit(self._encode, *key)
             self._made.move_to_end(key)
+            self._waiting[key] += 1
             return future
 
-    def _encode(self, base: Snapshot, want: Snapshot) -> Delta | None:
+    def _leave(self, key: tuple[str, str], future: Future[Delta | None]) -> None:
+        """What nobody waits for any more is not made, unless it has begun."""
+        with self._lock:
+            self._waiting[key] -= 1
+            if self._waiting[key] > 0:
+                return
+            del self._waiting[key]
+            if future.cancel() and self._made.get(key) is future:
+                del self._made[key]
+
+    def _encode(self, base_weights_sha256: str, weights_sha256: str) -> Delta | None:
+        base, want = self._store.find(base_weights_sha256), self._store.find(weights_sha256)
+        if base is None or want is None:
+            _log.info("delta_not_made", base=base_weights_sha256, want=weights_sha256, reason="not held any more")
+            self._forget((base_weights_sha256, weights_sha256))
+            return None
         started = time.monotonic()
         data = encode_delta(want.manifest.tensors, base.payload, want.payload, self._threads)
         seconds = time.monotonic() - started
@@ -115,6 +135,10 @@ class DeltaShelf:
         if not shorter:
             return None
         return Delta(base.label.weights_sha256, data, hashlib.sha256(data).hexdigest(), seconds)
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        with self._lock, contextlib.suppress(KeyError):
+            del self._made[key]
 
     def _make_room(self, new_bytes: int) -> None:
         """Forgets what was asked for longest ago; a reader that still sends it keeps its own reference."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tersely.types import WeightsLabel
 from tersely.v1 import checkpoint_pb2
 from tersely.weights.adapter import AdapterLayer, PackedAdapter
-from tersely.weights.digest import manifest_sha256, tensor_sha256
+from tersely.weights.digest import details_sha256, manifest_sha256, tensor_sha256
 from tersely.weights.manifest import is_tensor_name
 from tersely.weights.model_files import ModelFile
 from tersely.weights.probe import Probe
@@ -116,6 +116,7 @@ class Snapshot:
         manifest.weights.weights_sha256 = manifest_sha256(manifest)
         # Names, types, shapes and bytes of the tensors decide every byte of the payload.
         manifest.payload_sha256 = manifest.weights.weights_sha256
+        manifest.details_sha256 = details_sha256(manifest)
         return cls(WeightsLabel.from_proto(manifest.weights), manifest, view, packed)
 
 

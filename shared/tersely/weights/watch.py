@@ -12,6 +12,7 @@ from tersely.errors import TerselyError
 from tersely.rpc.errors import code_and_details, sent_error
 from tersely.types import WeightsLabel
 from tersely.v1 import checkpoint_pb2, checkpoint_pb2_grpc
+from tersely.weights.digest import details_sha256
 
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 5.0
@@ -106,6 +107,12 @@ class VersionWatch:
                         self._request, timeout=self._stream_seconds, wait_for_ready=True
                     )
                 for response in self._stream:
+                    if details_sha256(response.manifest) != response.manifest.details_sha256:
+                        _log.warning(
+                            "damaged_manifest_ignored", policy_version=response.manifest.weights.policy_version
+                        )
+                        self._stream.cancel()
+                        break  # the next stream begins with the same one
                     self._announce(response.manifest)
                     pause = _FIRST_PAUSE_SECONDS
             except grpc.RpcError as error:

@@ -9,8 +9,10 @@ from tersely.errors import WeightsMismatch
 from tersely.testing.channel import make_weights
 from tersely.types import WeightsLabel
 from tersely.v1.checkpoint_pb2 import FetchWeightsResponse, WeightsManifest
-from tersely.weights.digest import manifest_sha256
+from tersely.weights.digest import details_sha256, manifest_sha256
 from tersely.weights.manifest import is_tensor_name
+from tersely.weights.model_files import ModelFile
+from tersely.weights.probe import Probe
 from tersely.weights.receive import PayloadReceiver
 from tersely.weights.snapshot import Snapshot
 
@@ -25,6 +27,7 @@ def receive(manifest: WeightsManifest, *, relabel: bool = True) -> None:
     """Feeds the manifest to a receiver that wants exactly this one: everything but the lie is consistent."""
     if relabel:
         manifest.weights.weights_sha256 = manifest_sha256(manifest)
+        manifest.details_sha256 = details_sha256(manifest)
     receiver = PayloadReceiver(WeightsLabel.from_proto(manifest.weights))
     receiver.feed(
         FetchWeightsResponse(
@@ -120,6 +123,40 @@ def test_a_manifest_changed_under_the_same_label_is_refused(field: str) -> None:
     manifest = make_snapshot().manifest
     setattr(manifest.tensors[1], field, "b.other" if field == "name" else "0" * 64)
     with pytest.raises(WeightsMismatch, match="add up"):
+        receive(manifest, relabel=False)
+
+
+def damage_probe(manifest: WeightsManifest) -> None:
+    manifest.probe.logprobs[0] += 1
+
+
+def remove_probe(manifest: WeightsManifest) -> None:
+    manifest.ClearField("probe")
+
+
+def damage_stop_id(manifest: WeightsManifest) -> None:
+    manifest.stop_token_ids[0] ^= 1
+
+
+def damage_file_hash(manifest: WeightsManifest) -> None:
+    manifest.model_files[0].sha256 = "0" * 64
+
+
+@pytest.mark.parametrize("damage", [damage_probe, remove_probe, damage_stop_id, damage_file_hash])
+def test_damage_beside_the_weights_is_found(damage: Callable[[WeightsManifest], None]) -> None:
+    manifest = Snapshot.build(
+        3,
+        make_weights(),
+        run_id="r",
+        model_files=(ModelFile("config.json", b"{}", "1" * 64),),
+        stop_token_ids=(2,),
+        chunk_bytes=1024,
+        incarnation=1,
+        probe=Probe((4, 5, 6), (-1.5, -2.5)),
+    ).manifest
+    receive(manifest, relabel=False)
+    damage(manifest)
+    with pytest.raises(WeightsMismatch, match="beside"):
         receive(manifest, relabel=False)
 
 

@@ -1,4 +1,5 @@
 import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 from tersely.types import WeightsLabel
+from tersely.weights import shelf as shelf_module
 from tersely.weights.delta import decode_delta
 from tersely.weights.shelf import Delta, DeltaShelf
 from tersely.weights.store import SnapshotStore
@@ -101,3 +103,66 @@ def test_after_closing_full_copies_are_sent(shelf: DeltaShelf, store: SnapshotSt
     labels = publish(store, 2)
     shelf.close()
     assert get(shelf, store, *labels) is None
+
+
+def test_deltas_that_wait_hold_no_payloads_and_what_was_dropped_meanwhile_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SnapshotStore("r-1", tmp_path, (2,), 1024, incarnation=7, keep=2)
+    shelf = DeltaShelf(store, threads=1)
+    begun, go_on = threading.Event(), threading.Event()
+    encode = shelf_module.encode_delta
+
+    def slowly(*args: object) -> bytes:
+        begun.set()
+        assert go_on.wait(60)
+        return encode(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shelf_module, "encode_delta", slowly)
+
+    async def ask_for_each() -> list[Delta | None]:
+        asked = []
+        label = publish(store, 1)[0]
+        for version in range(1, 21):
+            base, label = label, store.publish(version, {"a": torch.full((10_000,), float(version)).bfloat16()})
+            asked.append(asyncio.create_task(shelf.get(base.weights_sha256, store.get(label))))
+            await asyncio.sleep(0)
+            assert begun.wait(60)
+        go_on.set()
+        return await asyncio.gather(*asked)
+
+    made = asyncio.run(ask_for_each())
+    # The first had begun; of the rest only the last still has both of its versions.
+    assert [delta is not None for delta in made] == [True, *[False] * 18, True]
+    shelf.close()
+
+
+def test_what_nobody_waits_for_any_more_is_not_made(
+    shelf: DeltaShelf, store: SnapshotStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = publish(store, 6)
+    begun, go_on = threading.Event(), threading.Event()
+    encode = shelf_module.encode_delta
+
+    def slowly(*args: object) -> bytes:
+        begun.set()
+        assert go_on.wait(60)
+        return encode(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shelf_module, "encode_delta", slowly)
+
+    async def leave() -> None:
+        want = store.get(labels[5])
+        tasks = [asyncio.create_task(shelf.get(base.weights_sha256, want)) for base in labels[:5]]
+        await asyncio.sleep(0)
+        assert begun.wait(60)
+        for task in tasks[1:]:
+            task.cancel()
+        await asyncio.gather(*tasks[1:], return_exceptions=True)
+        assert len(shelf._made) == 1
+        go_on.set()
+        assert await tasks[0] is not None
+
+    asyncio.run(leave())
+    assert shelf.encoded == 1
+    assert not shelf._waiting
