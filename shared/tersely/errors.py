@@ -46,6 +46,10 @@
     |  |- EngineFailed                73  engine_failed
     |  |- RankLost                    74  rank_lost
     |  `- WeightsNotApplied           76  weights_not_applied
+    |- JobError
+    |  |- NoWorkers                   94  no_workers
+    |  |- JobFailed                   95  job_failed
+    |  `- OutputBusy                  96  output_busy
     `- RewardError
        |- RewardUnknown               80  reward_unknown
        `- RewardFailed                81  reward_failed
@@ -341,6 +345,28 @@ class WeightsNotApplied(ServiceError):
     """An engine was given weights and samples from others: its log-probs of the probe prompt are not the learner's."""
 
     kind, exit_code = "weights_not_applied", 76
+
+
+class JobError(TerselyError):
+    """Files handed to the job queues: `tersely score`, `tersely judge-file`."""
+
+
+class NoWorkers(JobError):
+    """Nobody works on the job queue."""
+
+    kind, exit_code = "no_workers", 94
+
+
+class JobFailed(JobError):
+    """A batch failed, or took its workers down, as often as it is tried."""
+
+    kind, exit_code = "job_failed", 95
+
+
+class OutputBusy(JobError):
+    """Another process is writing the same output file."""
+
+    kind, exit_code = "output_busy", 96
 
 
 class RewardError(TerselyError):

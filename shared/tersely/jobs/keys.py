@@ -1,0 +1,30 @@
+"""Names and times that clients and workers of job queues agree on."""
+
+from __future__ import annotations
+
+LEASE_SECONDS = 20
+"""A worker that has not renewed its hold on a job for so long has lost it."""
+REAP_SECONDS = 5.0
+"""How often workers and clients look for lost jobs."""
+TASK_TTL_SECONDS = 3600
+"""Life of what a client that vanished left behind."""
+JOB_SECONDS = 120
+"""Longest a batch may take; a batch that takes longer is tried again."""
+MOST_TRIES = 3
+"""How often a batch is begun before it is given up."""
+QUEUES = ("score", "judge")
+
+
+def open_key(task: str) -> str:
+    """Set of the task's job ids without a result."""
+    return f"tj:{{{task}}}:open"
+
+
+def done_key(task: str) -> str:
+    """List of the task's finished batches."""
+    return f"tj:{{{task}}}:done"
+
+
+def job_id(task: str, batch: int) -> str:
+    """Id of a batch's job; RQ allows letters, digits, `-` and `_`."""
+    return f"{task}-{batch}"
