@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tersely.errors import TrainerUnreachable
-from tersely.testing.channel import MeddlingServicer, connected, hash_of, served
+from tersely.testing.channel import MeddlingServicer, connected, hash_of, next_version, served
 from tersely.types import WeightsLabel
 from tersely.v1.checkpoint_pb2 import FetchWeightsResponse
 from tersely.weights import adapter as adapter_module
@@ -55,13 +55,8 @@ def client(run: AdapterRun) -> Iterator[WeightsClient]:
 
 
 def follow(client: WeightsClient, label: WeightsLabel, held: WeightsLabel | None = None) -> None:
-    """Waits until a version is announced, and fetches it."""
-    announced = held
-    while announced != label:
-        seen = client.wait_for_version(20, other_than=announced)
-        assert seen is not None
-        announced = WeightsLabel.from_proto(seen.weights)
-    assert hash_of(client.fetch(label, held)) == label.weights_sha256
+    """Fetches a version once it is announced."""
+    assert hash_of(next_version(client, label, held)) == label.weights_sha256
 
 
 def test_after_the_base_only_adapters_come(run: AdapterRun, client: WeightsClient) -> None:

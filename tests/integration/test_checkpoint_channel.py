@@ -4,18 +4,19 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from tersely.errors import ModelInvalid, TrainerUnreachable, WeightsMismatch, WeightsUnavailable
-from tersely.rpc.client import dial
 from tersely.rpc.server import GrpcServer
+from tersely.testing.channel import MeddlingServicer, connected, equal_bits, served
 from tersely.testing.proxy import CuttingProxy
 from tersely.types import PolicyVersion, WeightsLabel
 from tersely.weights.client import RetryPolicy, WeightsClient
+from tersely.weights.digest import details_sha256
 from tersely.weights.servicer import CheckpointServicer
 from tersely.weights.store import SnapshotStore
 
@@ -36,13 +37,6 @@ def make_tensors(seed: int, mib: int = 0) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(
-        left[k].dtype == right[k].dtype and left[k].shape == right[k].shape and torch.equal(left[k], right[k])
-        for k in left
-    )
-
-
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
@@ -61,11 +55,8 @@ def store(model_folder: Path) -> SnapshotStore:
 
 @pytest.fixture
 def address(store: SnapshotStore) -> Iterator[str]:
-    server = GrpcServer()
-    servicer = CheckpointServicer(store)
-    server.add(servicer.register, servicer.close)
-    yield server.start()
-    server.stop()
+    with served(CheckpointServicer(store)) as address:
+        yield address
 
 
 MakeClient = Callable[..., WeightsClient]
@@ -73,18 +64,8 @@ MakeClient = Callable[..., WeightsClient]
 
 @pytest.fixture
 def make_client() -> Iterator[MakeClient]:
-    opened = []
-
-    def make(address: str, run_id: str = "r-1") -> WeightsClient:
-        channel = dial(address)
-        client = WeightsClient(channel, run_id, "rollout-test", QUICK)
-        opened.append((client, channel))
-        return client
-
-    yield make
-    for client, channel in opened:
-        client.close()
-        channel.close()
+    with ExitStack() as stack:
+        yield lambda address, run_id="r-1": stack.enter_context(connected(address, QUICK, run_id))
 
 
 def corrupt(store: SnapshotStore, label: WeightsLabel, at: int) -> None:
@@ -98,28 +79,20 @@ def test_fetched_weights_equal_the_published_ones(store: SnapshotStore, address:
     tensors = make_tensors(0, mib=2)
     label = store.publish(0, tensors)
     fetched = make_client(address).fetch(label)
-    assert equal(fetched, tensors)
+    assert equal_bits(fetched, tensors)
     fetched["e.0"].add_(1)
 
 
 def test_cut_connections_are_resumed_where_they_broke(store: SnapshotStore, make_client: MakeClient) -> None:
     tensors = make_tensors(0, mib=8)
     label = store.publish(0, tensors)
-    asked_from: list[int] = []
-
-    class Recording(CheckpointServicer):
-        async def FetchWeights(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
-            asked_from.append(request.offset_bytes)
-            async for message in super().FetchWeights(request, context):
-                yield message
-
-    server = GrpcServer()
-    server.add(Recording(store).register)
-    with server, CuttingProxy(server.address, [3 * MIB, 3 * MIB]) as proxy:
+    servicer = MeddlingServicer(store)
+    with served(servicer) as address, CuttingProxy(address, [3 * MIB, 3 * MIB]) as proxy:
         client = make_client(proxy.address)
-        assert equal(client.fetch(label), tensors)
+        assert equal_bits(client.fetch(label), tensors)
         assert proxy.connections == 3
     assert client.counts.resumes == 2
+    asked_from = [request.offset_bytes for request in servicer.requests]
     assert asked_from[0] == 0
     # What a connection had brought but not yet delivered may be lost with it, on a busy machine even all of it.
     assert asked_from == sorted(asked_from)
@@ -164,7 +137,7 @@ def test_a_byte_corrupted_once_is_fetched_again(
 
     monkeypatch.setattr(SnapshotStore, "_find", first_bad)
     client = make_client(address)
-    assert equal(client.fetch(label), tensors)
+    assert equal_bits(client.fetch(label), tensors)
     assert client.counts.mismatches == 1
 
 
@@ -200,7 +173,7 @@ def test_an_older_pinned_version_is_fetched_by_a_worker_that_never_saw_its_manif
     store.pin(first)
     for version in range(1, 5):
         store.publish(version, make_tensors(version))
-    assert equal(make_client(address).fetch(first), tensors)
+    assert equal_bits(make_client(address).fetch(first), tensors)
     store.unpin(first)
     with pytest.raises(WeightsUnavailable):
         make_client(address).fetch(first)
@@ -314,7 +287,9 @@ def test_a_model_file_that_could_leave_its_folder_is_refused(
     store: SnapshotStore, address: str, make_client: MakeClient, tmp_path: Path, name: str
 ) -> None:
     label = store.publish(0, make_tensors(0))
-    store.get(label).manifest.model_files.add(name=name, length_bytes=1, sha256="0" * 64)
+    manifest = store.get(label).manifest
+    manifest.model_files.add(name=name, length_bytes=1, sha256="0" * 64)
+    manifest.details_sha256 = details_sha256(manifest)
     with pytest.raises(ModelInvalid):
         make_client(address).fetch_model_folder(tmp_path / "cache")
     assert not (tmp_path / "cache").exists()

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,71 +12,19 @@ import torch
 
 from tersely.errors import TrainerUnreachable
 from tersely.rpc.client import dial
-from tersely.rpc.errors import errors_as_status
 from tersely.rpc.server import GrpcServer
+from tersely.testing.channel import MeddlingServicer, connected, equal_bits, make_weights, served, stepped
 from tersely.testing.proxy import CuttingProxy
 from tersely.types import WeightsLabel
 from tersely.v1 import checkpoint_pb2, checkpoint_pb2_grpc
 from tersely.weights import shelf as shelf_module
-from tersely.weights.client import RetryPolicy, WeightsClient
-from tersely.weights.servicer import CheckpointServicer
+from tersely.weights.client import WeightsClient
 from tersely.weights.shelf import DeltaShelf
 from tersely.weights.store import SnapshotStore
 
-QUICK = RetryPolicy(attempts=100, first_pause_seconds=0.01, longest_pause_seconds=0.2, stall_seconds=20)
+SIZE = 300_000
 Weights = dict[str, torch.Tensor]
 MakeClient = Callable[[str], WeightsClient]
-
-
-def make_weights(seed: int = 0, size: int = 300_000) -> Weights:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "a.bias": torch.randn(5, generator=generator),
-        "b.weight": torch.randn(size // 100, 100, generator=generator).bfloat16(),
-        "c.empty": torch.zeros(0, 7),
-        "d.weight": torch.randn(size, generator=generator).bfloat16(),
-    }
-
-
-def stepped(weights: Weights, seed: int, share: float = 0.05) -> Weights:
-    """The next version: a share of the values moves to a neighbouring float."""
-    generator = torch.Generator().manual_seed(1000 + seed)
-    result = {}
-    for name, tensor in weights.items():
-        bits = tensor.view(torch.int16 if tensor.dtype == torch.bfloat16 else torch.int32).clone()
-        bits += (torch.rand(bits.shape, generator=generator) < share).to(bits.dtype)
-        result[name] = bits.view(tensor.dtype)
-    return result
-
-
-def equal(left: Weights, right: Weights) -> bool:
-    def bits(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.view(torch.int16 if tensor.dtype == torch.bfloat16 else torch.int32)
-
-    return left.keys() == right.keys() and all(torch.equal(bits(left[k]), bits(right[k])) for k in left)
-
-
-class Meddling(CheckpointServicer):
-    """Counts streams, and has each message go through a function that may change it, wait or raise."""
-
-    def __init__(self, store: SnapshotStore, shelf: DeltaShelf | None = None) -> None:
-        super().__init__(store, shelf)
-        self.requests: list[checkpoint_pb2.FetchWeightsRequest] = []
-        self.deltas_sent = 0
-        self.meddle: Callable[[int, Any], Any] = lambda _, message: message
-
-    async def FetchWeights(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
-        self.requests.append(request)
-        number, is_delta = 0, False
-        async for message in super().FetchWeights(request, context):
-            if message.HasField("manifest"):
-                is_delta = bool(message.base_weights_sha256)
-                self.deltas_sent += is_delta
-            elif is_delta:
-                async with errors_as_status(context):
-                    message = self.meddle(number, message)
-                number += 1
-            yield message
 
 
 @pytest.fixture
@@ -84,36 +33,26 @@ def store(tmp_path: Path) -> SnapshotStore:
 
 
 @pytest.fixture
-def servicer(store: SnapshotStore) -> Meddling:
-    return Meddling(store, DeltaShelf(store, threads=1))
+def servicer(store: SnapshotStore) -> MeddlingServicer:
+    servicer = MeddlingServicer(store, DeltaShelf(store, threads=1))
+    servicer.deltas_only = True
+    return servicer
 
 
 @pytest.fixture
-def address(servicer: Meddling) -> Iterator[str]:
-    server = GrpcServer()
-    server.add(servicer.register, servicer.close)
-    yield server.start()
-    server.stop()
+def address(servicer: MeddlingServicer) -> Iterator[str]:
+    with served(servicer) as address:
+        yield address
 
 
 @pytest.fixture
 def make_client() -> Iterator[MakeClient]:
-    opened = []
-
-    def make(address: str) -> WeightsClient:
-        channel = dial(address)
-        client = WeightsClient(channel, "r-1", "rollout-test", QUICK)
-        opened.append((client, channel))
-        return client
-
-    yield make
-    for client, channel in opened:
-        client.close()
-        channel.close()
+    with ExitStack() as stack:
+        yield lambda address: stack.enter_context(connected(address))
 
 
 def publish(store: SnapshotStore, count: int, first: int = 0) -> tuple[list[WeightsLabel], list[Weights]]:
-    versions = [make_weights()]
+    versions = [make_weights(size=SIZE)]
     for i in range(1, count):
         versions.append(stepped(versions[-1], i))
     return [store.publish(first + i, weights) for i, weights in enumerate(versions)], versions
@@ -122,21 +61,21 @@ def publish(store: SnapshotStore, count: int, first: int = 0) -> tuple[list[Weig
 def test_the_next_version_comes_as_a_delta(store: SnapshotStore, address: str, make_client: MakeClient) -> None:
     labels, versions = publish(store, 3)
     client = make_client(address)
-    assert equal(client.fetch(labels[0]), versions[0])
+    assert equal_bits(client.fetch(labels[0]), versions[0])
     full_bytes = client.counts.payload_bytes
-    assert equal(client.fetch(labels[1], labels[0]), versions[1])
-    assert equal(client.fetch(labels[2], labels[1]), versions[2])
+    assert equal_bits(client.fetch(labels[1], labels[0]), versions[1])
+    assert equal_bits(client.fetch(labels[2], labels[1]), versions[2])
     assert client.counts.payload_bytes - full_bytes < full_bytes / 5
     assert (client.counts.full_copies, client.counts.deltas, client.delta_fallbacks) == (1, 2, 0)
 
 
 def test_a_worker_eight_versions_behind_gets_one_delta(
-    store: SnapshotStore, address: str, servicer: Meddling, make_client: MakeClient
+    store: SnapshotStore, address: str, servicer: MeddlingServicer, make_client: MakeClient
 ) -> None:
     labels, versions = publish(store, 9)
     client = make_client(address)
     client.fetch(labels[0])
-    assert equal(client.fetch(labels[8], labels[0]), versions[8])
+    assert equal_bits(client.fetch(labels[8], labels[0]), versions[8])
     assert servicer.deltas_sent == client.counts.deltas == servicer._shelf.encoded == 1
 
 
@@ -146,7 +85,7 @@ def test_the_way_back_to_an_older_version_is_a_delta_too(
     labels, versions = publish(store, 2)
     client = make_client(address)
     client.fetch(labels[1])
-    assert equal(client.fetch(labels[0], labels[1]), versions[0])
+    assert equal_bits(client.fetch(labels[0], labels[1]), versions[0])
     assert client.counts.deltas == 1
 
 
@@ -155,26 +94,26 @@ def test_a_base_the_trainer_no_longer_has_means_a_full_copy(
 ) -> None:
     store._keep = 2
     client = make_client(address)
-    first = store.publish(0, make_weights())
+    first = store.publish(0, make_weights(size=SIZE))
     client.fetch(first)
     labels, versions = publish(store, 4, first=1)
-    store.publish(9, make_weights(9))
-    assert equal(client.fetch(labels[3], first), versions[3])
+    store.publish(9, make_weights(9, SIZE))
+    assert equal_bits(client.fetch(labels[3], first), versions[3])
     assert (client.counts.full_copies, client.counts.deltas, client.delta_fallbacks) == (2, 0, 0)
 
 
 def test_a_base_the_client_no_longer_has_is_not_offered(
-    store: SnapshotStore, address: str, servicer: Meddling, make_client: MakeClient
+    store: SnapshotStore, address: str, servicer: MeddlingServicer, make_client: MakeClient
 ) -> None:
     labels, versions = publish(store, 3)
     client = make_client(address)
     client.fetch(labels[1])
-    assert equal(client.fetch(labels[2], labels[0]), versions[2])
+    assert equal_bits(client.fetch(labels[2], labels[0]), versions[2])
     assert servicer.requests[-1].base_weights_sha256 == ""
 
 
 def test_weights_that_changed_altogether_come_whole(
-    store: SnapshotStore, address: str, servicer: Meddling, make_client: MakeClient
+    store: SnapshotStore, address: str, servicer: MeddlingServicer, make_client: MakeClient
 ) -> None:
     torch.manual_seed(1)
     noise = [torch.randint(-(1 << 15), 1 << 15, (50_000,)).short() for _ in range(2)]
@@ -182,34 +121,34 @@ def test_weights_that_changed_altogether_come_whole(
     labels = [store.publish(i, weights) for i, weights in enumerate(versions)]
     client = make_client(address)
     client.fetch(labels[0])
-    assert equal(client.fetch(labels[1], labels[0]), versions[1])
+    assert equal_bits(client.fetch(labels[1], labels[0]), versions[1])
     assert (client.counts.full_copies, servicer.deltas_sent) == (2, 0)
 
 
 def test_equal_weights_under_a_new_version_cost_next_to_nothing(
     store: SnapshotStore, address: str, make_client: MakeClient
 ) -> None:
-    weights = make_weights()
+    weights = make_weights(size=SIZE)
     labels = [store.publish(version, weights) for version in (0, 5)]
     client = make_client(address)
     client.fetch(labels[0])
     before = client.counts.payload_bytes
-    assert equal(client.fetch(labels[1], labels[0]), weights)
+    assert equal_bits(client.fetch(labels[1], labels[0]), weights)
     assert client.counts.payload_bytes - before < 200
 
 
 def test_a_model_of_another_layout_comes_whole(store: SnapshotStore, address: str, make_client: MakeClient) -> None:
-    first = store.publish(0, make_weights())
+    first = store.publish(0, make_weights(size=SIZE))
     other = make_weights(size=200_000)
     second = store.publish(1, other)
     client = make_client(address)
     client.fetch(first)
-    assert equal(client.fetch(second, first), other)
+    assert equal_bits(client.fetch(second, first), other)
     assert client.counts.full_copies == 2
 
 
 def test_a_byte_flipped_in_any_chunk_is_found_and_a_full_copy_fetched(
-    store: SnapshotStore, address: str, servicer: Meddling, make_client: MakeClient
+    store: SnapshotStore, address: str, servicer: MeddlingServicer, make_client: MakeClient
 ) -> None:
     first, second = make_weights(size=40_000), stepped(make_weights(size=40_000), 1, share=0.3)
     labels = [store.publish(0, first), store.publish(1, second)]
@@ -218,7 +157,7 @@ def test_a_byte_flipped_in_any_chunk_is_found_and_a_full_copy_fetched(
     client.fetch(labels[1], labels[0])
     chunks = len(servicer._shelf._made.popitem()[1].result().data) // 1024 + 1  # type: ignore[union-attr]
     assert chunks > 5
-    for flipped in range(chunks):
+    for flipped in range(1, chunks + 1):
 
         def meddle(number: int, message: Any, flipped: int = flipped) -> Any:
             if number == flipped:
@@ -229,27 +168,27 @@ def test_a_byte_flipped_in_any_chunk_is_found_and_a_full_copy_fetched(
 
         servicer.meddle = meddle
         client.fetch(labels[0])
-        assert equal(client.fetch(labels[1], labels[0]), second)
-        assert client.delta_fallbacks == flipped + 1
+        assert equal_bits(client.fetch(labels[1], labels[0]), second)
+        assert client.delta_fallbacks == flipped
     assert client.counts.mismatches == chunks
 
 
 def test_a_delta_cut_at_twenty_offsets_is_resumed_at_each(
-    store: SnapshotStore, address: str, servicer: Meddling, make_client: MakeClient
+    store: SnapshotStore, address: str, servicer: MeddlingServicer, make_client: MakeClient
 ) -> None:
     labels, versions = publish(store, 2)
     client = make_client(address)
     client.fetch(labels[0])
     cuts = [i * 1024 for i in range(20)]
 
-    def cut(_: int, message: Any) -> Any:
-        if cuts and message.offset_bytes == cuts[0]:
+    def cut(number: int, message: Any) -> Any:
+        if number and cuts and message.offset_bytes == cuts[0]:
             del cuts[0]
             raise TrainerUnreachable("cut")
         return message
 
     servicer.meddle = cut
-    assert equal(client.fetch(labels[1], labels[0]), versions[1])
+    assert equal_bits(client.fetch(labels[1], labels[0]), versions[1])
     # The first cut comes before anything arrived, so it is met at offset 0 again.
     assert [request.offset_bytes for request in servicer.requests[1:]] == [0] + [i * 1024 for i in range(20)]
     assert (client.counts.deltas, client.counts.resumes, client.counts.mismatches) == (1, 20, 0)
@@ -257,7 +196,7 @@ def test_a_delta_cut_at_twenty_offsets_is_resumed_at_each(
 
 
 def test_connections_that_break_again_and_again_cost_no_byte_twice(
-    store: SnapshotStore, address: str, servicer: Meddling, make_client: MakeClient
+    store: SnapshotStore, address: str, servicer: MeddlingServicer, make_client: MakeClient
 ) -> None:
     versions = [make_weights(size=1_500_000)]
     versions.append(stepped(versions[0], 1, share=0.2))
@@ -272,7 +211,7 @@ def test_connections_that_break_again_and_again_cost_no_byte_twice(
     with CuttingProxy(address, [base_bytes + piece, *[piece] * 19]) as proxy:
         client = make_client(proxy.address)
         client.fetch(labels[0])
-        assert equal(client.fetch(labels[1], labels[0]), versions[1])
+        assert equal_bits(client.fetch(labels[1], labels[0]), versions[1])
         assert proxy.connections >= 15
     assert client.counts.payload_bytes == before
     assert (client.counts.deltas, client.counts.full_copies, client.counts.mismatches) == (1, 1, 0)
@@ -283,7 +222,8 @@ def test_a_trainer_restarted_in_the_middle_of_a_delta(
     tmp_path: Path, store: SnapshotStore, make_client: MakeClient, keeps_base: bool
 ) -> None:
     labels, versions = publish(store, 2)
-    before = Meddling(store)
+    before = MeddlingServicer(store)
+    before.deltas_only = True
     half_way = threading.Event()
     server = GrpcServer()
     server.add(before.register, before.close)
@@ -294,11 +234,11 @@ def test_a_trainer_restarted_in_the_middle_of_a_delta(
     if keeps_base:
         again.publish(0, versions[0])
     again.publish(1, versions[1])
-    after = Meddling(again)
+    after = MeddlingServicer(again)
     fetched: list[Weights] = []
 
     def slowly(number: int, message: Any) -> Any:
-        if number == 10:
+        if number == 11:
             half_way.set()
         time.sleep(0.02)
         return message
@@ -313,13 +253,17 @@ def test_a_trainer_restarted_in_the_middle_of_a_delta(
     with restarted:
         thread.join(30)
     assert len(fetched) == 1
-    assert equal(fetched[0], versions[1])
+    assert equal_bits(fetched[0], versions[1])
     assert after.requests[0].offset_bytes > 0
     assert client.delta_fallbacks == (0 if keeps_base else 1)
 
 
 def test_clients_that_ask_at_once_share_one_encoding_and_nobody_waits_for_it_but_them(
-    store: SnapshotStore, address: str, servicer: Meddling, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+    store: SnapshotStore,
+    address: str,
+    servicer: MeddlingServicer,
+    make_client: MakeClient,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     labels, versions = publish(store, 2)
     clients = [make_client(address) for _ in range(4)]
@@ -350,7 +294,7 @@ def test_clients_that_ask_at_once_share_one_encoding_and_nobody_waits_for_it_but
     for thread in threads:
         thread.join(30)
     assert len(results) == 4
-    assert all(equal(result, versions[1]) for result in results)
+    assert all(equal_bits(result, versions[1]) for result in results)
     assert servicer._shelf.encoded == 1
 
 
@@ -368,8 +312,8 @@ def test_a_reader_that_does_not_read_holds_nobody_up(
         client = make_client(address)
         client.fetch(labels[1])
         started = time.monotonic()
-        assert equal(client.fetch(labels[2], labels[1]), versions[2])
-        store.publish(3, make_weights(3))
+        assert equal_bits(client.fetch(labels[2], labels[1]), versions[2])
+        store.publish(3, make_weights(3, SIZE))
         assert time.monotonic() - started < 10
         for call in stuck:
             call.cancel()
@@ -386,7 +330,7 @@ def test_a_failing_encoder_means_a_full_copy(
         raise MemoryError
 
     monkeypatch.setattr(shelf_module, "encode_delta", fails)
-    assert equal(client.fetch(labels[1], labels[0]), versions[1])
+    assert equal_bits(client.fetch(labels[1], labels[0]), versions[1])
     assert client.counts.full_copies == 2
 
 
@@ -396,5 +340,5 @@ def test_whoever_changes_fetched_tensors_pays_with_a_full_copy(
     labels, versions = publish(store, 2)
     client = make_client(address)
     client.fetch(labels[0])["d.weight"][7] = 100.0
-    assert equal(client.fetch(labels[1], labels[0]), versions[1])
+    assert equal_bits(client.fetch(labels[1], labels[0]), versions[1])
     assert (client.delta_fallbacks, client.counts.full_copies) == (1, 2)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tersely.rpc.client import dial
 from tersely.rpc.errors import errors_as_status
 from tersely.rpc.server import GrpcServer
+from tersely.types import WeightsLabel
 from tersely.v1 import checkpoint_pb2
 from tersely.weights.client import RetryPolicy, WeightsClient
 from tersely.weights.digest import TensorHash, tensor_sha256, weights_sha256
@@ -65,26 +66,58 @@ def hash_of(weights: dict[str, Tensor]) -> str:
     )
 
 
+def equal_bits(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    """Whether weights have the same names, types, shapes and bits."""
+    return hash_of(left) == hash_of(right)
+
+
+def next_version(client: WeightsClient, want: WeightsLabel, held: WeightsLabel | None = None) -> dict[str, Tensor]:
+    """Waits until a version is announced, and fetches it.
+
+    Args:
+        client: Fetches.
+        want: The version.
+        held: What the client holds.
+    """
+    announced = held
+    while announced != want:
+        seen = client.wait_for_version(20, other_than=announced)
+        assert seen is not None
+        announced = WeightsLabel.from_proto(seen.weights)
+    return client.fetch(want, held)
+
+
 class MeddlingServicer(CheckpointServicer):
     """Has each message of a fetch go through `meddle`, which may change it, or raise what the caller then gets.
 
     It is given the message's number in its stream; 0 is the one with the manifest.
+
+    Attributes:
+        meddle: What is done; leaves all as it is until it is set.
+        deltas_only: Whether full copies are left alone.
+        deltas_sent: Streams that brought a delta or an adapter, or a part of one.
+        requests: All that came.
     """
 
     meddle: Meddle = staticmethod(lambda _, message: message)
-    """Leaves all as it is."""
+    deltas_only = False
+    deltas_sent = 0
 
     async def FetchWeights(  # noqa: N802 - gRPC's name
         self, request: checkpoint_pb2.FetchWeightsRequest, context: Any
     ) -> AsyncIterator[checkpoint_pb2.FetchWeightsResponse]:
         """Sends what the servicer sends, meddled with."""
         self.requests.append(request)
-        number = 0
+        number, is_delta = 0, False
         async for message in super().FetchWeights(request, context):
+            if number == 0:
+                is_delta = bool(message.base_weights_sha256)
+                self.deltas_sent += is_delta
             copy = checkpoint_pb2.FetchWeightsResponse()
             copy.CopyFrom(message)
-            async with errors_as_status(context):
-                copy = self.meddle(number, copy)
+            if is_delta or not self.deltas_only:
+                async with errors_as_status(context):
+                    copy = self.meddle(number, copy)
             number += 1
             yield copy
 
@@ -106,10 +139,10 @@ def served(servicer: CheckpointServicer, port: int = 0) -> Iterator[str]:
 
 
 @contextmanager
-def connected(address: str, retry: RetryPolicy = QUICK) -> Iterator[WeightsClient]:
+def connected(address: str, retry: RetryPolicy = QUICK, run_id: str = "r-1") -> Iterator[WeightsClient]:
     """A client, closed afterwards."""
     with dial(address) as channel:
-        client = WeightsClient(channel, "r-1", "rollout-test", retry)
+        client = WeightsClient(channel, run_id, "rollout-test", retry)
         try:
             yield client
         finally:
