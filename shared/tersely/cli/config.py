@@ -90,12 +90,30 @@ def check_plugins(recipe: Recipe) -> None:
             raise RewardUnknown(f"rewards.{name}: no installed package provides this reward.", nearest(name, rewards))
         if section.options:
             _check_options(rewards[name], section.options)
+    _check_judge(recipe)
     engines = {entry.name for entry in entry_points(group="tersely.engines")}
     engine = recipe.rollout.engine
     if recipe.rollout.workers and engine not in engines:
         raise ConfigValue(
             f"rollout.engine: no installed package provides the engine {engine!r}.", nearest(engine, engines)
         )
+
+
+def _check_judge(recipe: Recipe) -> None:
+    """The reward `judge` needs somebody to ask."""
+    import os
+
+    from tersely.errors import ConfigValue
+    from tersely.supervise.local_run import JUDGE_ENV
+
+    reward = recipe.rewards.get("judge")
+    if reward is None or reward.options.get("address") or recipe.judge.endpoint or os.environ.get(JUDGE_ENV):
+        return
+    raise ConfigValue(
+        "rewards.judge is used, but nothing says which judge to ask.",
+        "Set judge.endpoint to the URL of an OpenAI-compatible endpoint (and judge.model), or rewards.judge.address to"
+        f" the host:port of a running `tersely judge`, or {JUDGE_ENV}.",
+    )
 
 
 def _check_options(entry: EntryPoint, options: dict[str, object]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from typing import NamedTuple
 
 from tersely.errors import ConfigValue
@@ -46,3 +47,9 @@ def parse_address(text: str) -> Address:
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536 or (":" in host and not bracketed):
         raise ConfigValue(f"{text!r} is not an address of the form host:port.", "Write it like 192.168.1.20:50051.")
     return Address(host[1:-1] if bracketed else host, int(port))
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port of this host that nothing listens on now; another program may take it before it is used."""
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        return int(probe.getsockname()[1])

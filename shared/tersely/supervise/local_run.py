@@ -18,11 +18,14 @@ from filelock import FileLock, Timeout
 
 from tersely.config import Recipe
 from tersely.errors import RunDirBusy, ServiceFailed, TerselyError
+from tersely.rpc.address import Address, free_port
 from tersely.supervise.run_dir import RunDir, read_json
 from tersely.supervise.supervisor import Child, ChildSpec, RestartLimits, Supervisor
 from tersely.telemetry.atomic import write_atomic
 from tersely.telemetry.events import EventLog
 
+JUDGE_ENV = "TERSELY_JUDGE"
+"""Environment variable in which scorers find the address of the judge's service."""
 POLL_SECONDS = 0.1
 TRAINER_ENDS = frozenset({0, 75})
 """Finished, and drained before its end; after both there is nothing to restart."""
@@ -116,6 +119,7 @@ class LocalRun:
         self._signals: list[int] = []
         self._wake = threading.Event()
         self._address: str | None = None
+        self._judge = judge_address(plan.recipe)
         self._server_deaths = 0
 
     def run(self) -> Outcome:
@@ -159,7 +163,7 @@ class LocalRun:
                 RestartLimits(up.max_restarts, up.restart_window_seconds),
                 on_event=events.write,
                 processes_file=self.run_dir.processes,
-                environment=self.plan.environment,
+                environment={**self.plan.environment, **({JUDGE_ENV: str(self._judge)} if self._judge else {})},
             )
             try:
                 if self._make_server is not None:
@@ -213,7 +217,7 @@ class LocalRun:
         counts = {
             "scorer": recipe.scorer.workers,
             "rollout": recipe.rollout.workers,
-            "judge": int(recipe.judge.enabled),
+            "judge": int(recipe.judge.enabled or self._judge is not None),
         }
         for role, count in counts.items():
             for index in range(count):
@@ -233,6 +237,8 @@ class LocalRun:
             command += ["--redis-url", self._server.url]
         for item in self.plan.overrides:
             command += ["--set", item]
+        if self._judge is not None:  # the judge gets its settings from the trainer
+            command += ["--set", f"judge.port={self._judge.port}"]
         if start > 0 and self._address is not None:  # the nodes know this address
             command += ["--set", f"rpc.port={self._address.rpartition(':')[2]}"]
         if self.plan.resume or (start > 0 and self.run_dir.holds_run()):
@@ -297,6 +303,18 @@ class LocalRun:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def judge_address(recipe: Recipe) -> Address | None:
+    """Where this machine's judge is to listen for the reward `judge`; a port is picked where the recipe leaves it open.
+
+    It is fixed before anything starts, so that scorers find a judge that was started again. None where the reward is
+    not used, names an address of its own, or no endpoint to judge with is configured.
+    """
+    reward = recipe.rewards.get("judge")
+    if reward is None or reward.options.get("address") is not None or recipe.judge.endpoint is None:
+        return None
+    return Address(recipe.judge.host, recipe.judge.port or free_port(recipe.judge.host)).dialable
 
 
 def _has_entries(path: Path) -> bool:

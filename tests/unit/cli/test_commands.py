@@ -88,6 +88,18 @@ def test_what_the_plugins_know_passes() -> None:
     check_plugins(load_recipe(None, ["rollout.engine=elsewhere", "rollout.workers=0"], {}).recipe)
 
 
+def test_a_reward_by_a_judge_needs_a_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TERSELY_JUDGE", raising=False)
+    judged = ["rewards.judge.axis=clarity"]
+    with pytest.raises(ConfigValue, match="which judge to ask") as caught:
+        check_plugins(load_recipe(None, judged, {}).recipe)
+    assert "judge.endpoint" in caught.value.way_out
+    check_plugins(load_recipe(None, [*judged, "judge.endpoint=http://127.0.0.1:1/v1"], {}).recipe)
+    check_plugins(load_recipe(None, [*judged, "rewards.judge.address=127.0.0.1:1"], {}).recipe)
+    monkeypatch.setenv("TERSELY_JUDGE", "127.0.0.1:1")
+    check_plugins(load_recipe(None, judged, {}).recipe)
+
+
 def test_config_show_says_where_values_come_from(recipe: Path) -> None:
     result = tersely("config", "show", str(recipe), "--set", "run.seed=4", "--json", TERSELY_SET_RUN__GROUP_SIZE="6")
     rows = json.loads(result.stdout)

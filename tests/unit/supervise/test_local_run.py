@@ -17,7 +17,7 @@ import pytest
 from tersely.config import Recipe
 from tersely.errors import DataEmpty, RunDirBusy
 from tersely.supervise.files import pid_alive
-from tersely.supervise.local_run import LocalRun, Outcome, UpPlan
+from tersely.supervise.local_run import LocalRun, Outcome, UpPlan, judge_address
 from tersely.telemetry.events import read_events
 from tersely.view.status import read_status
 
@@ -27,6 +27,7 @@ role, args = sys.argv[1], sys.argv[2:]
 base = pathlib.Path(__file__).parent
 with open(base / "calls.jsonl", "a") as file:
     file.write(json.dumps([role, *args]) + "\\n")
+(base / ("judge-of-" + role)).write_text(os.environ.get("TERSELY_JUDGE", ""))
 if role != "trainer":
     time.sleep(60)
 run_dir = pathlib.Path(args[args.index("--run-dir") + 1])
@@ -91,7 +92,9 @@ class FakeView:
 class Stage:
     """A run in a temporary folder, and a hand that does things at the right moments."""
 
-    def __init__(self, folder: Path, mode: str = "run", resume: bool = False) -> None:
+    def __init__(
+        self, folder: Path, mode: str = "run", resume: bool = False, sections: dict[str, Any] | None = None
+    ) -> None:
         self.folder = folder
         (folder / "fake.py").write_text(FAKE)
         (folder / "mode").write_text(mode)
@@ -99,7 +102,7 @@ class Stage:
         self.view = FakeView()
         self.run_dir = folder / "run"
         cli = (sys.executable, "-I", "-S", str(folder / "fake.py"))
-        recipe = Recipe.model_validate({"up": {"drain_seconds": 5.0}})
+        recipe = Recipe.model_validate({"up": {"drain_seconds": 5.0}, **(sections or {})})
         plan = UpPlan(folder / "r.toml", recipe, ("run.steps=2",), self.run_dir, resume, cli=cli)
         self.local_run = LocalRun(plan, self.view, lambda _: self.server)
 
@@ -158,6 +161,35 @@ def test_a_run_goes_to_its_end_and_leaves_nobody_behind(tmp_path: Path) -> None:
     assert all(row["state"] == "stopped" and row["pid"] is None for row in stage.processes())
     assert stage.view.closed
     assert not stage.server.alive
+
+
+def test_a_run_that_a_judge_rewards_has_one_and_its_scorers_know_where(tmp_path: Path) -> None:
+    judged = {"rewards": {"length": {}, "judge": {}}, "judge": {"endpoint": "http://127.0.0.1:9/v1"}}
+    stage = Stage(tmp_path, sections=judged)
+    assert stage.run(lambda: until(lambda: len(stage.calls()) >= 4), stage.finish).finished
+    assert sorted(call[0] for call in stage.calls()) == ["judge", "rollout", "scorer", "trainer"]
+    address = (tmp_path / "judge-of-scorer").read_text()
+    host, _, port = address.rpartition(":")
+    (trainer,) = [call for call in stage.calls() if call[0] == "trainer"]
+    assert host == "127.0.0.1"
+    assert f"judge.port={port}" in trainer
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"judge": {"endpoint": "http://127.0.0.1:9/v1"}},
+        {"rewards": {"judge": {"address": "127.0.0.1:7"}}, "judge": {"endpoint": "http://127.0.0.1:9/v1"}},
+        {"rewards": {"judge": {}}},
+    ],
+)
+def test_no_judge_is_started_that_nobody_would_ask(sections: dict[str, Any]) -> None:
+    assert judge_address(Recipe.model_validate(sections)) is None
+
+
+def test_a_judge_keeps_the_port_of_the_recipe() -> None:
+    judged = {"rewards": {"judge": {}}, "judge": {"endpoint": "http://h/v1", "host": "0.0.0.0", "port": 4711}}
+    assert str(judge_address(Recipe.model_validate(judged))) == "127.0.0.1:4711"
 
 
 def test_a_fatal_error_before_the_run_began_leaves_nothing_half_written(tmp_path: Path) -> None:
