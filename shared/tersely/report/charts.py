@@ -60,7 +60,9 @@ def line_chart(
     for tick in ticks:
         y = py(tick)
         parts.append(f"<line class='rule' x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y:.1f}' y2='{y:.1f}'/>")
-        parts.append(f"<text x='{LEFT - 6}' y='{y + 4:.1f}' text-anchor='end'>{_label(tick, ticks, percent)}</text>")
+        parts.append(
+            f"<text x='{LEFT - 6}' y='{y + 4:.1f}' text-anchor='end'>{axis_label(tick, ticks, percent=percent)}</text>"
+        )
     for x, anchor in ((first, "start"), (known[-1][0], "end")):
         parts.append(f"<text x='{px(x):.1f}' y='{HEIGHT - 8}' text-anchor='{anchor}'>step {x:g}</text>")
     for x in marks:
@@ -89,7 +91,8 @@ def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
     return [index * step for index in range(first, last + 1)]
 
 
-def _label(tick: float, ticks: Sequence[float], percent: bool) -> str:
+def axis_label(tick: float, ticks: Sequence[float], *, percent: bool = False) -> str:
+    """A tick's text, with as many digits as its neighbours need."""
     if percent:
         return f"{100 * tick:.0f} %"
     step = ticks[1] - ticks[0]
