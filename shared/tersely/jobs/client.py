@@ -6,7 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import redis
@@ -50,8 +50,9 @@ class BatchResult:
 @dataclass(slots=True)
 class _Open:
     payload: dict[str, Any]
+    label: str
+    since: float
     submissions: int = 1
-    since: float = field(default_factory=time.monotonic)
 
 
 class BatchClient:
@@ -93,17 +94,18 @@ class BatchClient:
         return len(self._open)
 
     def worker_count(self) -> int:
-        """Workers registered on the queue; one that was killed counts for up to 20 s more."""
+        """Workers registered on the queue; one that was killed counts for up to 15 s more."""
         return int(self._client.scard(f"rq:workers:{self._queue.name}"))
 
-    def submit(self, batch: int, payload: dict[str, Any]) -> None:
+    def submit(self, batch: int, payload: dict[str, Any], label: str | None = None) -> None:
         """Hands out a batch.
 
         Args:
             batch: Its number, unique in the task.
             payload: What the handler gets.
+            label: What to call it in messages; its number by default.
         """
-        self._open[batch] = _Open(payload)
+        self._open[batch] = _Open(payload, label or f"batch {batch}", self._clock())
         self._enqueue(batch)
 
     def take(self, timeout_seconds: float = 1.0) -> BatchResult | None:
@@ -176,7 +178,7 @@ class BatchClient:
         if found is not None or entry.submissions >= MOST_TRIES:
             reason = _last_line(found) if found is not None else "its job vanished again and again"
             raise JobFailed(
-                f"Batch {batch} failed {MOST_TRIES} times on the queue {self._queue.name}: {reason}.",
+                f"The job of {entry.label} failed {MOST_TRIES} times on the queue {self._queue.name}: {reason}.",
                 "Look into the workers' logs; what is done is kept, and the same command goes on.",
             )
         # Gone without a result: it expired in a long queue, or somebody emptied the server.

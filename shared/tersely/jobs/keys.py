@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-LEASE_SECONDS = 20
+LEASE_SECONDS = 15
 """A worker that has not renewed its hold on a job for so long has lost it."""
 REAP_SECONDS = 5.0
 """How often workers and clients look for lost jobs."""
