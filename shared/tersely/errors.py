@@ -11,7 +11,9 @@
     |  |- DataMissing                 20  data_missing
     |  |- DataEmpty                   21  data_empty
     |  |- DataRecord                  22  data_record
-    |  `- DownloadFailed              23  download_failed
+    |  |- DownloadFailed              23  download_failed
+    |  |- EvaluationInvalid           25  evaluation_invalid
+    |  `- EvaluationsDiffer           26  evaluations_differ
     |- ModelError
     |  |- ModelMissing                30  model_missing
     |  |- ModelTokenizerMissing       31  model_tokenizer_missing
@@ -151,6 +153,18 @@ class DownloadFailed(DataError):
     """A package with data or a model could not be fetched, or its hash is wrong."""
 
     kind, exit_code = "download_failed", 23
+
+
+class EvaluationInvalid(DataError):
+    """A file that should hold an evaluation can't be read as one."""
+
+    kind, exit_code = "evaluation_invalid", 25
+
+
+class EvaluationsDiffer(DataError):
+    """Evaluations that were asked for different things can't be compared."""
+
+    kind, exit_code = "evaluations_differ", 26
 
 
 class ModelError(TerselyError):
