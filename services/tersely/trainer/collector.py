@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import structlog
 
@@ -79,6 +79,7 @@ class Collector:
         self._current: WeightsLabel | None = None
         self._missing: set[GroupId] = set()
         self._unsent: list[Issue] = []
+        self._sending_broke = False
         self._looked_at_quarantine = -math.inf
         self._dropped_this_step = 0
         self.refills_exhausted = False
@@ -160,10 +161,19 @@ class Collector:
 
     def _send_unsent(self) -> None:
         """Sends what is booked and was not sent: just now, or before a failure of the server."""
+        if not self._unsent:
+            return
+        # A server that failed may have taken the groups all the same, and have passed them on by now.
+        there = self._ring.training_groups_in_streams() if self._sending_broke else set()
         required = self._current if self._recipe.synchronous else None
-        issues = [issue for issue in self._unsent if issue.group_id in self._ledger.open]
-        self._ring.send_many([self._issuer.training_group(issue, required) for issue in issues])
+        self._unsent = [issue for issue in self._unsent if self._is_missing(issue.group_id, there)]
+        self._sending_broke = True
+        self._ring.send_many([self._issuer.training_group(issue, required) for issue in self._unsent])
+        self._sending_broke = False
         self._unsent.clear()
+
+    def _is_missing(self, group_id: GroupId, in_streams: Collection[GroupId]) -> bool:
+        return group_id in self._ledger.open and group_id not in self._accepted and group_id not in in_streams
 
     def resend_lost(self) -> int:
         """Sends groups again that are open, not accepted, and in no stream: the server was wiped, or there was a crash.
@@ -179,6 +189,7 @@ class Collector:
             log.warning("group found in no stream, sent again", group_id=group_id, issue_number=issue.issue_number)
             self._events.write("group_resent", group_id=group_id, issue_number=issue.issue_number)
             self.send(issue)
+            self._unsent = [unsent for unsent in self._unsent if unsent.group_id != group_id]
         self._missing = lost - again
         return len(again)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 Adapter = tuple[dict[str, Any], dict[str, "Tensor"]]
 """Config and tensors of a LoRA adapter, as peft keeps them."""
+
+log = structlog.get_logger(__name__)
 
 _WEIGHTS = "model.safetensors"
 _CARD = "README.md"
@@ -160,9 +163,12 @@ def _weights(
         if recipe.learner.lora is not None:
             return _merged(checkpoint, recipe, model_folder)
         if ready.exists():
-            weights = load_file(ready)
-            if published_sha256(weights) == checkpoint.weights_sha256:
-                return weights, None
+            try:
+                weights = load_file(ready)
+                if published_sha256(weights) == checkpoint.weights_sha256:
+                    return weights, None
+            except SafetensorError as error:  # the checkpoint has it all
+                log.warning("the run's own export is damaged", path=str(ready), error=str(error))
         weights = _rounded(checkpoint.tensors())
     except (OSError, SafetensorError) as error:
         raise CheckpointInvalid(

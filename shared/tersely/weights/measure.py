@@ -82,7 +82,7 @@ def _pair(base: Snapshot, want: Snapshot, threads: int | None) -> dict[str, Any]
         changed, total = changed + positions.size, total + old.size
         if positions.size:
             bits += old.size * _entropy(np.array([positions.size, old.size - positions.size]))
-            bits += positions.size * _entropy(np.bincount(old[positions] ^ new[positions]))
+            bits += positions.size * _entropy(np.unique(old[positions] ^ new[positions], return_counts=True)[1])
     return {
         "from_step": base.label.policy_version,
         "to_step": want.label.policy_version,

@@ -17,6 +17,8 @@ from tersely.weights.snapshot import Snapshot
 
 _STATUS_SECONDS = 1.0
 _MOST_BROKEN = 256
+MOST_DROPPED = 2
+"""Versions that only readers hold, at most."""
 _log = structlog.get_logger(__name__)
 
 
@@ -51,7 +53,7 @@ class Readers:
         self,
         is_held: Callable[[Snapshot], bool],
         stall_seconds: float = 60.0,
-        most_dropped: int = 2,
+        most_dropped: int = MOST_DROPPED,
         resumable_seconds: float = 120.0,
     ) -> None:
         self._is_held = is_held

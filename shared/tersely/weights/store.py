@@ -166,6 +166,12 @@ class SnapshotStore:
         with self._lock:
             return snapshot is self._adapter_base or self._held.get(snapshot.label) is snapshot
 
+    def hold(self, snapshot: Snapshot) -> None:
+        """Keeps a prepared snapshot that is not to become the current one, with one pin; tells nobody."""
+        with self._lock:
+            self._held = {snapshot.label: snapshot} | self._held  # the current one stays last
+            self._pins[snapshot.label] += 1
+
     def pin(self, label: WeightsLabel) -> None:
         """Keeps a snapshot until it is unpinned as often as it was pinned.
 

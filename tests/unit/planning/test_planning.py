@@ -219,6 +219,7 @@ def test_on_an_accelerator_the_snapshots_stay_on_the_host(large: ModelFacts) -> 
         ({"snapshots": 8}, 0, 8),
         ({"snapshots": 8, "snapshot_bytes": 3.5}, 0, 3),
         ({"snapshot_bytes": 0}, 8, 2),
+        ({"host": "0.0.0.0", "insecure_lan": True}, 8, 6),
     ],
 )
 def test_snapshots_are_as_many_as_the_recipe_lets_the_trainer_keep(
@@ -230,6 +231,13 @@ def test_snapshots_are_as_many_as_the_recipe_lets_the_trainer_keep(
     found = plan(recipe(rpc=rpc, evaluation={"prompts": prompts}), large, device="cpu").as_json()
     (trainer,) = (node["memory"] for node in found["nodes"] if node["node"] == "trainer")
     assert trainer["snapshots"] == held * size
+
+
+def test_with_adapters_their_base_is_kept_and_each_version_has_its_own(large: ModelFacts) -> None:
+    found = plan(recipe(evaluation={"prompts": 0}, learner={"lora": {"rank": 8}}), large, device="cpu").as_json()
+    (trainer,) = (node["memory"] for node in found["nodes"] if node["node"] == "trainer")
+    assert trainer["snapshots"] == 4 * 2 * large.parameters
+    assert trainer["adapters"] == 4 * trainer["masters"]
 
 
 def write_recipe(folder: Path, model: Path, text: str) -> Path:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import redis
 
+from tersely.errors import RedisUnreachable
 from tersely.testing.modules import load_module
 from tersely.trainer.ledger import Outcome
 from tersely.types import GroupId
+from tersely.v1 import group_pb2
 
 _bench = load_module(Path(__file__).with_name("collector_bench.py"))
 make_bench = _bench.make_bench
@@ -90,3 +93,44 @@ def test_groups_taken_but_never_decided_on_are_taken_again_and_accepted_ones_onl
     bench.collector.take_again()
     assert numbers(bench.collector.batch()) == [0, 1]
     assert bench.ledger.duplicates == 0
+
+
+def test_groups_that_the_server_took_although_sending_them_broke_are_not_sent_again(
+    make_bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench()
+    send_many = bench.ring.send_many
+
+    def reply_lost(groups: list[group_pb2.PromptGroup]) -> None:
+        send_many(groups)
+        raise RedisUnreachable("the connection broke")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(bench.ring, "send_many", reply_lost)
+        with pytest.raises(RedisUnreachable):
+            bench.collector.top_up(10)
+    first, second = bench.leased_prompts()
+    bench.ring.prompts.add(GroupId(second.group_id), second.SerializeToString())  # one still waits,
+    bench.answer(first)  # the other was answered meanwhile
+    bench.collector.poll(0)
+    bench.collector.top_up(10)
+    assert [group.group_id for group in bench.leased_prompts()] == [second.group_id]
+
+
+def test_groups_never_sent_are_sent_once_by_whoever_finds_them_missing_first(
+    make_bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench()
+
+    def refused(groups: list[group_pb2.PromptGroup]) -> None:
+        raise RedisUnreachable("nobody listens")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(bench.ring, "send_many", refused)
+        with pytest.raises(RedisUnreachable):
+            bench.collector.top_up(10)
+    assert [bench.collector.resend_lost() for _ in range(2)] == [0, 2]
+    sent = bench.leased_prompts()
+    assert len(sent) == 2
+    bench.collector.top_up(10)  # though a worker has them, between two streams
+    assert bench.leased_prompts() == []

@@ -41,6 +41,7 @@ from dataclasses import dataclass
 from tersely.config import Recipe
 from tersely.trainer.planning.facts import ModelFacts
 from tersely.trainer.planning.workload import Part, Workload
+from tersely.weights.readers import MOST_DROPPED
 
 MIB = 1 << 20
 TRAINER_BASE_BYTES = 490 * MIB
@@ -106,7 +107,10 @@ def activation_bytes(part: Part, facts: ModelFacts, *, autocast: bool) -> int:
 
 
 def snapshots_held(recipe: Recipe, snapshot_bytes: int) -> int:
-    """Versions that the trainer keeps for its workers, with the first one where held-out prompts are sampled with it.
+    """Versions that the trainer keeps for its workers.
+
+    With the first one where held-out prompts are sampled with it, or adapters are merged into it; and where workers may
+    be on other machines, with those that slow readers keep.
 
     Args:
         recipe: Settings; those of `rpc` say how many.
@@ -115,7 +119,8 @@ def snapshots_held(recipe: Recipe, snapshot_bytes: int) -> int:
     newest, limit = recipe.rpc.snapshots, recipe.rpc.snapshot_bytes
     if limit is not None:
         newest = min(newest, max(1, limit // snapshot_bytes))
-    return newest + (1 if recipe.evaluation.prompts else 0)
+    first = 1 if recipe.evaluation.prompts or recipe.learner.lora is not None else 0
+    return newest + first + (MOST_DROPPED if recipe.rpc.insecure_lan else 0)
 
 
 def trainer_memory(recipe: Recipe, facts: ModelFacts, work: Workload, device: str) -> dict[str, ProcessMemory]:
@@ -140,6 +145,8 @@ def trainer_memory(recipe: Recipe, facts: ModelFacts, work: Workload, device: st
     held = snapshots_held(recipe, full // 2)
     deltas = min(SHELF_BYTES, min(SHELF_ENTRIES, recipe.run.steps) * round(DELTA_SHARE * full / 2))
     host: Parts = {"libraries": TRAINER_BASE_BYTES, "snapshots": held * full // 2, "deltas": deltas}
+    if lora is not None:
+        host["adapters"] = held * trained
     publish = {"published copy": full}
     checkpoint = {"checkpoint copy": 3 * trained}
     if device == "cpu":
