@@ -34,6 +34,14 @@ def installed_rewards(found: Iterable[EntryPoint] | None = None) -> dict[str, En
     return rewards
 
 
+def check_installed(names: Iterable[str]) -> None:
+    """Refuses names that no installed package provides, without loading anything; raises RewardUnknown."""
+    points = installed_rewards()
+    for name in names:
+        if name not in points:
+            raise RewardUnknown(f"No installed package provides a reward named {name!r}.", nearest(name, points))
+
+
 def build_reward(
     name: str, options: Mapping[str, object] | None = None, installed: Mapping[str, EntryPoint] | None = None
 ) -> Reward:

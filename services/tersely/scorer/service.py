@@ -1,6 +1,8 @@
-"""`tersely scorer`: in a run with `--trainer`, else a ScoringService for anyone's summaries."""
+"""`tersely scorer`: in a run with `--trainer`, at a job queue with `--redis-url`, else a ScoringService for anyone."""
 
 from __future__ import annotations
+
+import os
 
 import structlog
 
@@ -10,7 +12,7 @@ from tersely.node.drain import DrainSignal
 from tersely.node.heartbeat import Heartbeater
 from tersely.node.join import join
 from tersely.node.options import ServiceOptions
-from tersely.queue import LeaseKeeper, RunKeys, WorkStream
+from tersely.queue import LeaseKeeper, RunKeys, WorkStream, connect, password_from
 from tersely.rpc.server import GrpcServer
 from tersely.scorer.registry import build_rewards, evaluation_rewards
 from tersely.scorer.ring import RingScorer
@@ -23,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 
 def run_scorer(options: ServiceOptions) -> int:
-    """Runs until SIGTERM or SIGINT; the group or call in hand is finished first.
+    """Runs until SIGTERM or SIGINT; the group, batch or call in hand is finished first.
 
     Raises:
         RewardUnknown, RewardFailed, ConfigValue: The rewards can't be set up; nothing was leased.
@@ -31,7 +33,9 @@ def run_scorer(options: ServiceOptions) -> int:
     """
     configure_logging("scorer", json=options.log_json)
     with DrainSignal() as drain:
-        if options.trainer is None:
+        if options.redis_url is not None:
+            _work_on_jobs(options, options.redis_url, drain)
+        elif options.trainer is None:
             _serve(options, drain)
         else:
             # A trainer that has begun another run is joined again.
@@ -49,6 +53,17 @@ def _serve(options: ServiceOptions, drain: DrainSignal) -> None:
     with server:
         log.info("ready", address=server.address, rewards=list(recipe.rewards))
         drain.wait()
+
+
+def _work_on_jobs(options: ServiceOptions, url: str, drain: DrainSignal) -> None:
+    """Takes `score` jobs; rewards are set up as the jobs ask for them."""
+    # RQ is a package of its own, and a scorer in a run does without.
+    from tersely.jobs import JobWorker
+    from tersely.scorer.jobs.work import QUEUE, ScoreHandler
+
+    recipe = load_recipe(options.recipe, options.overrides).recipe
+    with connect(url, username=recipe.queue.username, password=password_from(recipe.queue, os.environ)) as client:
+        JobWorker(client, {QUEUE: ScoreHandler()}).run(drain.event)
 
 
 def _work_in_run(trainer: str, drain: DrainSignal) -> None:

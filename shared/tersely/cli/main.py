@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from tersely.cli import bench, config, export, look, plan, replay, services, status, summarize, up
+from tersely.cli import bench, config, export, look, plan, replay, score, services, status, summarize, up
 from tersely.errors import TerselyError
 from tersely.supervise.failures import report_failure
 from tersely.supervise.lifeline import hold_lifeline
@@ -30,6 +30,7 @@ bench.register(app)
 plan.register(app)
 export.register(app)
 summarize.register(app)
+score.register(app)
 
 
 def main() -> None:

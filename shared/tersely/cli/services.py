@@ -95,13 +95,26 @@ def rollout(
 def scorer(
     address: TrainerOption = None,
     recipe: RecipeOption = None,
+    redis_url: Annotated[
+        str | None,
+        typer.Option("--redis-url", metavar="URL", help="Take the jobs of `tersely score` from this server."),
+    ] = None,
     overrides: SetOption = None,
     threads: ThreadsOption = None,
     log_json: LogJsonOption = False,
 ) -> None:
     """Runs a scorer."""
+    if address is not None and redis_url is not None:
+        raise typer.BadParameter(
+            "A scorer works in a run (--trainer) or on jobs (--redis-url).", param_hint="--redis-url"
+        )
     options = ServiceOptions(
-        trainer=address, recipe=recipe, overrides=tuple(overrides or ()), threads=threads, log_json=log_json
+        trainer=address,
+        recipe=recipe,
+        redis_url=redis_url,
+        overrides=tuple(overrides or ()),
+        threads=threads,
+        log_json=log_json,
     )
     raise typer.Exit(run_service("scorer", options))
 

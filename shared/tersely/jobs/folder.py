@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Self
 
 from filelock import FileLock, Timeout
 
-from tersely.errors import DataMissing, DiskFull, OutputBusy
+from tersely.errors import DataMissing, DiskFull, JobError, OutputBusy, TerselyError
 from tersely.telemetry.atomic import write_atomic
 
 
@@ -65,6 +65,9 @@ class WorkFolder:
         if self._file is not None:
             self._file.close()
             self._file = None
+        if isinstance(value, TerselyError) and not isinstance(value, JobError) and not self.rows:
+            # Refused before anything was done, and no log in there tells more.
+            shutil.rmtree(self.path, ignore_errors=True)
         self._lock.release()
 
     def begin(self, task: str) -> None:

@@ -16,7 +16,7 @@ class ServiceOptions:
         overrides: Items of `--set`.
         run_dir: Run directory (trainer).
         resume: Go on with the run that the directory holds (trainer).
-        redis_url: Redis for the run (trainer); overrides the recipe's queue.url.
+        redis_url: Redis for the run (trainer; overrides the recipe's queue.url), or whose jobs to take (scorer, judge).
         engine: Engine name (rollout); overrides the recipe's.
         threads: CPU threads; overrides the recipe's.
         log_json: Log as JSON lines instead of text.
