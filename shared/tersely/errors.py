@@ -48,6 +48,10 @@
     |  |- EngineFailed                73  engine_failed
     |  |- RankLost                    74  rank_lost
     |  `- WeightsNotApplied           76  weights_not_applied
+    |- JudgeError
+    |  |- JudgeEndpoint               90  judge_endpoint
+    |  |- JudgeBudget                 91  judge_budget
+    |  `- JudgeCache                  92  judge_cache
     |- JobError
     |  |- NoWorkers                   94  no_workers
     |  |- JobFailed                   95  job_failed
@@ -359,6 +363,28 @@ class WeightsNotApplied(ServiceError):
     """An engine was given weights and samples from others: its log-probs of the probe prompt are not the learner's."""
 
     kind, exit_code = "weights_not_applied", 76
+
+
+class JudgeError(TerselyError):
+    """A language model that judges, and what it is asked through."""
+
+
+class JudgeEndpoint(JudgeError):
+    """The judge's endpoint can't be reached, or refuses: a wrong key, an unknown model."""
+
+    kind, exit_code = "judge_endpoint", 90
+
+
+class JudgeBudget(JudgeError):
+    """The judge's budget of tokens or money is used up; what was judged before is kept."""
+
+    kind, exit_code = "judge_budget", 91
+
+
+class JudgeCache(JudgeError):
+    """The folder in which the judge keeps its answers can't be used."""
+
+    kind, exit_code = "judge_cache", 92
 
 
 class JobError(TerselyError):

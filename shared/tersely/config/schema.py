@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from tersely.config.contradictions import refuse_contradictions
 from tersely.config.figures import HeldOutFigure, held_out_figures
+from tersely.config.judge import JudgeSection
 from tersely.config.learner import LearnerSection
 from tersely.config.section import Section
 from tersely.config.stages import StageSection, check_stages, stage_at, stage_weights
@@ -191,17 +192,6 @@ class ScorerSection(Section):
     workers: int = Field(1, ge=1, le=64, description="Scorer processes that `tersely up` starts.")
     host: str = Field("127.0.0.1", description="Address of ScoringService; beyond loopback only with rpc.insecure_lan.")
     port: int = Field(0, ge=0, le=65535, description="Port of ScoringService (a scorer without a run); 0: a free port.")
-
-
-class JudgeSection(Section):
-    """The language model that judges."""
-
-    enabled: bool = Field(False, description="Start a judge process with `tersely up`.")
-    endpoint: str | None = Field(None, description="URL of an OpenAI-compatible endpoint.")
-    host: str = Field(
-        "127.0.0.1", description="Address the judge listens on; beyond loopback only with rpc.insecure_lan."
-    )
-    port: int = Field(0, ge=0, le=65535, description="0: a free port.")
 
 
 class EvaluationSection(Section):
