@@ -13,7 +13,8 @@
     |  |- DataRecord                  22  data_record
     |  |- DownloadFailed              23  download_failed
     |  |- EvaluationInvalid           25  evaluation_invalid
-    |  `- EvaluationsDiffer           26  evaluations_differ
+    |  |- EvaluationsDiffer           26  evaluations_differ
+    |  `- AblationIncomplete          27  ablation_incomplete
     |- ModelError
     |  |- ModelMissing                30  model_missing
     |  |- ModelTokenizerMissing       31  model_tokenizer_missing
@@ -169,6 +170,12 @@ class EvaluationsDiffer(DataError):
     """Evaluations that were asked for different things can't be compared."""
 
     kind, exit_code = "evaluations_differ", 26
+
+
+class AblationIncomplete(DataError):
+    """Some runs of an ablation failed; the report is about the others."""
+
+    kind, exit_code = "ablation_incomplete", 27
 
 
 class ModelError(TerselyError):
