@@ -7,7 +7,21 @@ import sys
 
 import typer
 
-from tersely.cli import bench, config, export, look, plan, replay, score, services, status, summarize, up
+from tersely.cli import (
+    bench,
+    compare,
+    config,
+    evaluate,
+    export,
+    look,
+    plan,
+    replay,
+    score,
+    services,
+    status,
+    summarize,
+    up,
+)
 from tersely.errors import TerselyError
 from tersely.supervise.failures import report_failure
 from tersely.supervise.lifeline import hold_lifeline
@@ -30,6 +44,8 @@ bench.register(app)
 plan.register(app)
 export.register(app)
 summarize.register(app)
+evaluate.register(app)
+compare.register(app)
 score.register(app)
 
 
