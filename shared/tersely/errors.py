@@ -14,7 +14,8 @@
     |  |- DownloadFailed              23  download_failed
     |  |- EvaluationInvalid           25  evaluation_invalid
     |  |- EvaluationsDiffer           26  evaluations_differ
-    |  `- AblationIncomplete          27  ablation_incomplete
+    |  |- AblationIncomplete          27  ablation_incomplete
+    |  `- JudgeShifted                28  judge_shifted
     |- ModelError
     |  |- ModelMissing                30  model_missing
     |  |- ModelTokenizerMissing       31  model_tokenizer_missing
@@ -176,6 +177,12 @@ class AblationIncomplete(DataError):
     """Some runs of an ablation failed; the report is about the others."""
 
     kind, exit_code = "ablation_incomplete", 27
+
+
+class JudgeShifted(DataError):
+    """A judge scores the frozen anchors otherwise than before: its new scores can't be compared with its old ones."""
+
+    kind, exit_code = "judge_shifted", 28
 
 
 class ModelError(TerselyError):
