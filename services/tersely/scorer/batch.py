@@ -1,4 +1,4 @@
-"""score_batch: the one function behind the ring's consumer and the gRPC door."""
+"""score_batch: the one function behind the ring's consumer, the gRPC door and the jobs of `tersely score`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import structlog
 
 from tersely.scorer.rewards.base import ReasonedValues, Reward, RewardInput
 from tersely.v1 import common_pb2, group_pb2
+
+MOST_REASON_CHARACTERS = 300
+"""Of what a reward raised, in its reason for each value; the log has all of it."""
 
 log = structlog.get_logger()
 
@@ -77,7 +80,7 @@ def _attempt(reward: Reward, inputs: Sequence[RewardInput], *, last: bool) -> li
         if not last:
             return None
         log.exception("reward_raised", reward=reward.name, group=inputs[0].group_key)
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"[:MOST_REASON_CHARACTERS]
         return [group_pb2.RewardValue(name=reward.name, absent_reason=reason) for _ in inputs]
 
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tersely.v1 import group_pb2 as tersely_dot_v1_dot_group__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tersely/v1/scoring.proto\x12\ntersely.v1\x1a\x16tersely/v1/group.proto\"\xab\x01\n\tScoreItem\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08\x64ocument\x18\x02 \x01(\t\x12\x11\n\treference\x18\x03 \x01(\t\x12\x0f\n\x07summary\x18\x04 \x01(\t\x12\x1b\n\x0esummary_tokens\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1a\n\rtarget_tokens\x18\x06 \x01(\rH\x01\x88\x01\x01\x42\x11\n\x0f_summary_tokensB\x10\n\x0e_target_tokens\"E\n\x0cScoreRequest\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.tersely.v1.ScoreItem\x12\x0f\n\x07rewards\x18\x02 \x03(\t\"C\n\x0bScoreResult\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x07rewards\x18\x02 \x03(\x0b\x32\x17.tersely.v1.RewardValue\"9\n\rScoreResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.tersely.v1.ScoreResult2N\n\x0eScoringService\x12<\n\x05Score\x12\x18.tersely.v1.ScoreRequest\x1a\x19.tersely.v1.ScoreResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tersely/v1/scoring.proto\x12\ntersely.v1\x1a\x16tersely/v1/group.proto\"\xab\x01\n\tScoreItem\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08\x64ocument\x18\x02 \x01(\t\x12\x11\n\treference\x18\x03 \x01(\t\x12\x0f\n\x07summary\x18\x04 \x01(\t\x12\x1b\n\x0esummary_tokens\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1a\n\rtarget_tokens\x18\x06 \x01(\rH\x01\x88\x01\x01\x42\x11\n\x0f_summary_tokensB\x10\n\x0e_target_tokens\"E\n\x0cScoreRequest\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.tersely.v1.ScoreItem\x12\x0f\n\x07rewards\x18\x02 \x03(\t\"C\n\x0bScoreResult\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x07rewards\x18\x02 \x03(\x0b\x32\x17.tersely.v1.RewardValue\"9\n\rScoreResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.tersely.v1.ScoreResult2\x96\x01\n\x0eScoringService\x12<\n\x05Score\x12\x18.tersely.v1.ScoreRequest\x1a\x19.tersely.v1.ScoreResponse\x12\x46\n\x0bScoreStream\x12\x18.tersely.v1.ScoreRequest\x1a\x19.tersely.v1.ScoreResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,6 +40,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCORERESULT']._serialized_end=376
   _globals['_SCORERESPONSE']._serialized_start=378
   _globals['_SCORERESPONSE']._serialized_end=435
-  _globals['_SCORINGSERVICE']._serialized_start=437
-  _globals['_SCORINGSERVICE']._serialized_end=515
+  _globals['_SCORINGSERVICE']._serialized_start=438
+  _globals['_SCORINGSERVICE']._serialized_end=588
 # @@protoc_insertion_point(module_scope)

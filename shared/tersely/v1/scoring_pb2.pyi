@@ -78,11 +78,11 @@ class ScoreRequest(_message.Message):
     REWARDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreItem]:
-        """At most 4096 items."""
+        """At most 4096 items, and 4 MiB for the whole message."""
 
     @_builtins.property
     def rewards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Rewards by name; empty: those the scorer was started with."""
+        """Rewards by name, each once; empty: those the scorer was started with."""
 
     def __init__(
         self,

@@ -40,6 +40,11 @@ class ScoringServiceStub(object):
                 request_serializer=tersely_dot_v1_dot_scoring__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=tersely_dot_v1_dot_scoring__pb2.ScoreResponse.FromString,
                 _registered_method=True)
+        self.ScoreStream = channel.stream_stream(
+                '/tersely.v1.ScoringService/ScoreStream',
+                request_serializer=tersely_dot_v1_dot_scoring__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=tersely_dot_v1_dot_scoring__pb2.ScoreResponse.FromString,
+                _registered_method=True)
 
 
 class ScoringServiceServicer(object):
@@ -47,7 +52,14 @@ class ScoringServiceServicer(object):
     """
 
     def Score(self, request, context):
-        """Scores a batch of summaries.
+        """Scores a batch of summaries. A call whose deadline passes while it waits for its turn is never begun.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScoreStream(self, request_iterator, context):
+        """Scores batch after batch: one response per request, in order. A request that is refused ends the stream with its error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -58,6 +70,11 @@ def add_ScoringServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Score': grpc.unary_unary_rpc_method_handler(
                     servicer.Score,
+                    request_deserializer=tersely_dot_v1_dot_scoring__pb2.ScoreRequest.FromString,
+                    response_serializer=tersely_dot_v1_dot_scoring__pb2.ScoreResponse.SerializeToString,
+            ),
+            'ScoreStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.ScoreStream,
                     request_deserializer=tersely_dot_v1_dot_scoring__pb2.ScoreRequest.FromString,
                     response_serializer=tersely_dot_v1_dot_scoring__pb2.ScoreResponse.SerializeToString,
             ),
@@ -88,6 +105,33 @@ class ScoringService(object):
             request,
             target,
             '/tersely.v1.ScoringService/Score',
+            tersely_dot_v1_dot_scoring__pb2.ScoreRequest.SerializeToString,
+            tersely_dot_v1_dot_scoring__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScoreStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/tersely.v1.ScoringService/ScoreStream',
             tersely_dot_v1_dot_scoring__pb2.ScoreRequest.SerializeToString,
             tersely_dot_v1_dot_scoring__pb2.ScoreResponse.FromString,
             options,

@@ -34,7 +34,9 @@ class ScoringServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ScoringServiceAsyncStub: ...
     Score: _grpc.UnaryUnaryMultiCallable[_scoring_pb2.ScoreRequest, _scoring_pb2.ScoreResponse]
-    """Scores a batch of summaries."""
+    """Scores a batch of summaries. A call whose deadline passes while it waits for its turn is never begun."""
+    ScoreStream: _grpc.StreamStreamMultiCallable[_scoring_pb2.ScoreRequest, _scoring_pb2.ScoreResponse]
+    """Scores batch after batch: one response per request, in order. A request that is refused ends the stream with its error."""
 
 @_typing.type_check_only
 class ScoringServiceAsyncStub(ScoringServiceStub):
@@ -42,7 +44,9 @@ class ScoringServiceAsyncStub(ScoringServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Score: _aio.UnaryUnaryMultiCallable[_scoring_pb2.ScoreRequest, _scoring_pb2.ScoreResponse]  # type: ignore[assignment]
-    """Scores a batch of summaries."""
+    """Scores a batch of summaries. A call whose deadline passes while it waits for its turn is never begun."""
+    ScoreStream: _aio.StreamStreamMultiCallable[_scoring_pb2.ScoreRequest, _scoring_pb2.ScoreResponse]  # type: ignore[assignment]
+    """Scores batch after batch: one response per request, in order. A request that is refused ends the stream with its error."""
 
 class ScoringServiceServicer(metaclass=_abc_1.ABCMeta):
     """Rewards for anyone's summaries; needs no trainer and no run."""
@@ -53,6 +57,14 @@ class ScoringServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _scoring_pb2.ScoreRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_scoring_pb2.ScoreResponse, _abc.Awaitable[_scoring_pb2.ScoreResponse]]:
-        """Scores a batch of summaries."""
+        """Scores a batch of summaries. A call whose deadline passes while it waits for its turn is never begun."""
+
+    @_abc_1.abstractmethod
+    def ScoreStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_scoring_pb2.ScoreRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_scoring_pb2.ScoreResponse], _abc.AsyncIterator[_scoring_pb2.ScoreResponse]]:
+        """Scores batch after batch: one response per request, in order. A request that is refused ends the stream with its error."""
 
 def add_ScoringServiceServicer_to_server(servicer: ScoringServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
