@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -40,8 +41,12 @@ class CellDir:
         """Output of its processes: `up` or `evaluate`."""
         return self.path / f"{name}.log"
 
-    def prepare(self, cell: Cell) -> None:
-        """Makes the directory, or makes sure that it is this cell's.
+    def prepare(self, cell: Cell, measure: Mapping[str, object]) -> None:
+        """Makes the directory, or makes sure that it is this cell's; drops figures that were measured otherwise.
+
+        Args:
+            cell: What is to be in it.
+            measure: How it is measured.
 
         Raises:
             RunDirNotEmpty: It holds a run with other settings.
@@ -55,6 +60,8 @@ class CellDir:
                     "Give another --dir, or remove that folder to train it again.",
                 )
             shutil.rmtree(self.path)
+        elif found is not None and found.get("measure") != measure:
+            self.evaluation.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(
             note,
@@ -64,6 +71,7 @@ class CellDir:
                 "seed": cell.seed,
                 "overrides": cell.overrides,
                 "recipe_sha256": cell.recipe_sha256,
+                "measure": measure,
             },
         )
 

@@ -19,6 +19,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 from tersely.config import Recipe, load_recipe
 from tersely.config.section import Section
 from tersely.errors import ConfigFileMissing, ConfigSyntax, ConfigValue
+from tersely.evaluation.files import is_test_split
 
 Schedule = Literal["joint", "staged", "anchored"]
 ConfigName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]{0,63}$")]
@@ -55,22 +56,22 @@ class MatrixSection(Section):
 class MeasureSection(Section):
     """How each trained policy is measured."""
 
-    by: Literal["evaluate", "run"] = Field(
-        "evaluate",
-        description="evaluate: `tersely evaluate` on the trained policy; run: what a run measures of itself at its end,"
-        " quicker, with the lengths and ROUGE-L only.",
-    )
     limit: int | None = Field(None, ge=2, description="Held-out prompts; none: evaluation.prompts of the recipe.")
     split: str | None = Field(None, description="Split of the data; none: data.eval_split of the recipe.")
     samples: int = Field(1, ge=1, description="Sampled completions per prompt, beside the greedy one.")
     seed: int = Field(1234, ge=0, description="Sampling seed.")
     rewards: tuple[str, ...] = Field((), description="More rewards to show, beside the usual figures.")
     tested: tuple[str, ...] = Field(
-        ("abs_length_error", "within_5", "rouge_l"),
+        ("abs_length_error", "within_5", "composite", "composite_at_equal_length"),
         min_length=1,
         description="Figures that arms are tested on. Each adds comparisons, and the correction is over all of them.",
     )
     mode: Literal["greedy", "sampled"] = Field("sampled", description="Completions that the tests are about.")
+
+    @property
+    def how(self) -> dict[str, object]:
+        """What a measurement depends on, for JSON."""
+        return self.model_dump(mode="json", include={"limit", "split", "samples", "seed", "rewards"})
 
 
 class AblationFile(Section):
@@ -170,6 +171,12 @@ def load_matrix(path: Path) -> Matrix:
             f"{path}: {recipe_path.name} has {limit} held-out prompts, and a comparison needs two or more.",
             "Set measure.limit.",
         )
+    if is_test_split(file.measure.split or base.data.eval_split):
+        raise ConfigValue(
+            f"{path}: measure.split is a test split. An ablation is there to choose, and what was chosen by it is no"
+            " longer tested by it.",
+            "Measure on a validation split; `tersely evaluate --final` is for the one that was chosen.",
+        )
     measure = file.measure.model_copy(update={"limit": limit, "split": file.measure.split or base.data.eval_split})
     length = base.rewards["length"].options if "length" in base.rewards else {}
     cells = []
@@ -180,7 +187,7 @@ def load_matrix(path: Path) -> Matrix:
                 f"run.seed={seed}",
                 f"run.steps={steps}",
                 "evaluation.every=0",
-                *_own_evaluation(measure),
+                "evaluation.prompts=0",  # measured afterwards, all in the same way
                 f"rewards={inline(rewards)}",
                 f"stages={inline(stages)}",
             )
@@ -203,17 +210,6 @@ def inline(value: object) -> str:
 
 def _key(name: str) -> str:
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
-
-
-def _own_evaluation(measure: MeasureSection) -> tuple[str, ...]:
-    if measure.by == "evaluate":
-        return ("evaluation.prompts=0",)
-    return (
-        f"evaluation.prompts={measure.limit}",
-        f"evaluation.samples={measure.samples}",
-        f"evaluation.seed={measure.seed}",
-        f"data.eval_split={inline(measure.split)}",
-    )
 
 
 def _read(path: Path) -> AblationFile:
