@@ -15,13 +15,15 @@ from tersely.judge.labels import AXES, Judgement, Label, read_judgements, read_l
 COMPOSITE = "composite"
 
 
-def run_calibrate(labels: Path, *, judgements: Path | None = None, endpoint: Endpoint | None = None) -> dict[str, Any]:
+def run_calibrate(
+    labels: Path, *, judgements: Path | None = None, endpoint: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Holds judgements against labels.
 
     Args:
         labels: File of labels (see `read_labels`).
         judgements: File of `tersely judge-file`; none: the endpoint judges the labelled summaries now.
-        endpoint: Who judges then.
+        endpoint: Who judges then: the fields of `Endpoint`.
 
     Returns:
         ``{"kind": "calibration", "judge", "rubrics", "labels", "summaries", "raters", "axes", "between_raters"}``; per
@@ -41,11 +43,7 @@ def run_calibrate(labels: Path, *, judgements: Path | None = None, endpoint: End
             "Give --judgements FILE (from tersely judge-file), or --base-url and --model.",
         )
     given = read_labels(labels)
-    if judgements is not None:
-        judged = read_judgements(judgements)
-    else:
-        assert endpoint is not None
-        judged = judge_rows(_rows(given), endpoint)
+    judged = judge_rows(_rows(given), Endpoint(**endpoint)) if endpoint else read_judgements(judgements or Path())
     by_id: dict[str, list[Label]] = {}
     for label in given:
         by_id.setdefault(label.id, []).append(label)

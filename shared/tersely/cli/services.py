@@ -12,6 +12,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from tersely.cli import judge_tools
 from tersely.cli.options import SetOption
 from tersely.errors import PackageMissing
 from tersely.node.options import ServiceOptions
@@ -55,7 +56,14 @@ def register(app: typer.Typer) -> None:
     app.command("trainer", help="Run the trainer of one run.")(trainer)
     app.command("rollout", help="Run a worker that samples.")(rollout)
     app.command("scorer", help="Run a worker that computes rewards.")(scorer)
-    app.command("judge", help="Run the judge.")(judge)
+    group = typer.Typer(
+        help="Run the judge; or, by a command of its own, look whether a judge can be trusted.",
+        invoke_without_command=True,
+        rich_markup_mode=None,
+    )
+    group.callback()(judge)
+    judge_tools.add_to(group)
+    app.add_typer(group, name="judge")
     app.command("health", help="Exit 0 if a gRPC server answers and is serving, 1 if not.")(health)
 
 
@@ -120,12 +128,15 @@ def scorer(
 
 
 def judge(
+    context: typer.Context,
     address: TrainerOption = None,
     recipe: RecipeOption = None,
     overrides: SetOption = None,
     log_json: LogJsonOption = False,
 ) -> None:
-    """Runs the judge."""
+    """Runs the judge, where no command of its own is called."""
+    if context.invoked_subcommand is not None:
+        return
     options = ServiceOptions(trainer=address, recipe=recipe, overrides=tuple(overrides or ()), log_json=log_json)
     raise typer.Exit(run_service("judge", options))
 
