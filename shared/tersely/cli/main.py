@@ -8,11 +8,13 @@ import sys
 import typer
 
 from tersely.cli import (
+    ablate,
     bench,
     compare,
     config,
     evaluate,
     export,
+    label,
     look,
     plan,
     replay,
@@ -46,7 +48,9 @@ export.register(app)
 summarize.register(app)
 evaluate.register(app)
 compare.register(app)
+ablate.register(app)
 score.register(app)
+label.register(app)
 
 
 def main() -> None:
