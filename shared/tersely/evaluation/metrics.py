@@ -70,6 +70,7 @@ OWN_METRICS = (
     Metric("distinct_2", "distinct-2 within a summary", "higher"),
     Metric("composite", "composite quality", "higher"),
     Metric("composite_in_length", f"composite, 0 beyond +-{WITHIN_TOKENS} tokens", "higher"),
+    Metric("composite_when_in_length", f"composite, only within +-{WITHIN_TOKENS} tokens", "higher"),
     Metric("composite_at_equal_length", "composite at equal length", "higher"),
 )
 _JUDGE_METRICS = (
@@ -159,6 +160,7 @@ def measure(
         value["distinct_2"] = _distinct([_words(row["completion"])], 2)
         value["composite"] = composite
         value["composite_in_length"] = composite if composite is None or value["within_5"] else 0.0
+        value["composite_when_in_length"] = composite if value["within_5"] else None
     return Measured(values, parts, left_out)
 
 

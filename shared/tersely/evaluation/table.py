@@ -20,7 +20,8 @@ def evaluation_lines(evaluation: Mapping[str, Any]) -> list[str]:
     prompts = evaluation["greedy"]["metrics"]["tokens"]["n"]
     target = evaluation.get("target_tokens") or " to ".join(map(str, evaluation.get("target_range") or ()))
     lines = [
-        f"{evaluation['model']}: {prompts} prompts of {evaluation['data']} {evaluation['split']}, target {target} tokens",
+        f"{evaluation['model']}: {prompts} prompts of {evaluation['data']} {evaluation['split']}",
+        f"target {target} tokens, seed {evaluation['seed']}, temperature {evaluation['temperature']:g} when sampled",
         f"version {_shown(evaluation.get('policy_version'))}, weights {evaluation['weights_sha256']}",
         f"composite: mean of {', '.join(evaluation['composite_of'])}",
         *(f"left out: {name}: {reason}" for name, reason in evaluation["left_out"].items()),
