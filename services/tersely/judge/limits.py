@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Clock = Callable[[], float]
+Outcome = Literal["answered", "failed", "not made"]
 
 
 class RateLimit:
@@ -72,7 +73,7 @@ class Circuit:
             self._trying = True
             return True
 
-    def book(self, outcome: Literal["answered", "failed", "not made"]) -> None:
+    def book(self, outcome: Outcome) -> None:
         """Says how an allowed call ended; one that was not made after all only hands its turn back."""
         with self._lock:
             trying, self._trying = self._trying, False
@@ -112,22 +113,23 @@ class Budget:
         self._tokens = tokens
         self._cost = cost
         self._prices = (price_read / 1e6, price_written / 1e6)
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._read = 0
         self._written = 0
         self._held: list[Used] = []
         self.refused = 0
 
     def take(self, most: Used) -> bool:
-        """Sets the most that a call can take aside; False, and counted, where that is more than is left."""
+        """Sets the most that a call can take aside; False, and counted, where that is more than is left.
+
+        Waits while only the calls in flight stand in the way: they mostly take less than was set aside for them.
+        """
         with self._lock:
-            read = self._read + most.read + sum(held.read for held in self._held)
-            written = self._written + most.written + sum(held.written for held in self._held)
-            over = self._tokens is not None and read + written > self._tokens
-            over = over or (self._cost is not None and self._price(read, written) > self._cost)
-            if over:
-                self.refused += 1
-                return False
+            while not self._fits(most, [*self._held]):
+                if not self._held or not self._fits(most, []):
+                    self.refused += 1
+                    return False
+                self._lock.wait()
             self._held.append(most)
             return True
 
@@ -137,6 +139,7 @@ class Budget:
             self._held.remove(most)
             self._read += used.read
             self._written += used.written
+            self._lock.notify_all()
 
     @property
     def used(self) -> Used:
@@ -149,6 +152,13 @@ class Budget:
         """Money for it, in the unit of the prices."""
         with self._lock:
             return self._price(self._read, self._written)
+
+    def _fits(self, most: Used, held: Sequence[Used]) -> bool:
+        read = self._read + most.read + sum(one.read for one in held)
+        written = self._written + most.written + sum(one.written for one in held)
+        if self._tokens is not None and read + written > self._tokens:
+            return False
+        return self._cost is None or self._price(read, written) <= self._cost
 
     def _price(self, read: int, written: int) -> float:
         return read * self._prices[0] + written * self._prices[1]
