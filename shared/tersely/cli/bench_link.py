@@ -33,6 +33,9 @@ def link(
             "--model", metavar="DIR", help="Model folder: a single worker then puts the weights in an engine."
         ),
     ] = None,
+    delay_ms: Annotated[
+        float, typer.Option("--delay-ms", min=0.0, help="Delay of the line in each direction, ms.")
+    ] = 0.0,
     full: Annotated[bool, typer.Option("--full/--no-full", help="Also whole copies, with as many workers.")] = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,6 +50,7 @@ def link(
         workers=workers or [1, 8],
         model=model,
         full=full,
+        delay_seconds=delay_ms / 1000,
         progress=lambda line: typer.echo(line, err=True),
     )
     typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))

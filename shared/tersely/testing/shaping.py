@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import socket
 import threading
 import time
@@ -48,12 +49,16 @@ class ShapingProxy:
     Args:
         target: host:port of the server.
         bits_per_second: Rate of the line.
+        delay_seconds: How long each byte is on its way, in each direction; setting up a connection is not delayed.
     """
 
-    def __init__(self, target: str, bits_per_second: float) -> None:
+    def __init__(self, target: str, bits_per_second: float, delay_seconds: float = 0.0) -> None:
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
         self.line = Line(bits_per_second / 8)
+        self._delay_seconds = delay_seconds
+        # As much as is on its way at a time, and a queue as long again; half of all for small pieces.
+        self._pieces = 8 + int(4 * delay_seconds * bits_per_second / 8 / _PIECE_BYTES)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
@@ -110,9 +115,9 @@ class ShapingProxy:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * _PIECE_BYTES)
                 with self._lock:
                     self._sockets |= {client, server}
-                upward = threading.Thread(target=_pump, args=(client, server, None), daemon=True)
+                upward = threading.Thread(target=self._pump, args=(client, server, None), daemon=True)
                 upward.start()
-                _pump(server, client, self.line)
+                self._pump(server, client, self.line)
                 for each in (client, server):
                     with contextlib.suppress(OSError):
                         each.shutdown(socket.SHUT_RDWR)
@@ -120,10 +125,36 @@ class ShapingProxy:
                 with self._lock:
                     self._sockets -= {client, server}
 
-
-def _pump(source: socket.socket, sink: socket.socket, line: Line | None) -> None:
-    with contextlib.suppress(OSError):
-        while piece := source.recv(_PIECE_BYTES):
+    def _pump(self, source: socket.socket, sink: socket.socket, line: Line | None) -> None:
+        """Carries bytes until one of the two ends."""
+        if not self._delay_seconds:
+            with contextlib.suppress(OSError):
+                while piece := source.recv(_PIECE_BYTES):
+                    if line is not None:
+                        line.send(len(piece))
+                    sink.sendall(piece)
+            return
+        on_the_way: queue.Queue[tuple[float, bytes]] = queue.Queue(self._pieces)
+        arrive = threading.Thread(target=_deliver, args=(on_the_way, sink), daemon=True)
+        arrive.start()
+        piece = b"x"
+        while piece:
+            try:
+                piece = source.recv(_PIECE_BYTES)
+            except OSError:
+                piece = b""
             if line is not None:
                 line.send(len(piece))
+            on_the_way.put((time.monotonic() + self._delay_seconds, piece))
+        arrive.join()
+
+
+def _deliver(on_the_way: queue.Queue[tuple[float, bytes]], sink: socket.socket) -> None:
+    """Hands over each piece when it is due, until an empty one; what can't be delivered is dropped."""
+    while True:
+        due, piece = on_the_way.get()
+        if not piece:
+            return
+        time.sleep(max(0.0, due - time.monotonic()))
+        with contextlib.suppress(OSError):
             sink.sendall(piece)

@@ -237,6 +237,14 @@ class WeightsClient:
             retry=retry,
         )
 
+    def take_over(self, held: HeldWeights) -> None:
+        """Has weights that are here already for the base of the next delta.
+
+        Args:
+            held: Whole and checked by the caller; not to be changed any more.
+        """
+        self._held, self._root = held, None
+
     def manifest(self, label: WeightsLabel) -> checkpoint_pb2.WeightsManifest | None:
         """Manifest of the version fetched last, or of the newest announced; None for any other."""
         last, latest = self._last_manifest, self._watch.latest

@@ -144,7 +144,13 @@ def test_swaps_are_timed_with_and_without_groups_running(model: Path, versions: 
 
 def test_weights_come_over_a_line_as_delta_and_as_full_copy(model: Path, versions: list[Path]) -> None:
     found = run_bench_link(
-        versions=versions[0].parent, rates=[20.0], workers=[1, 2], model=model, full=True, progress=lambda _: None
+        versions=versions[0].parent,
+        rates=[20.0],
+        workers=[1, 2],
+        model=model,
+        full=True,
+        delay_seconds=0.1,
+        progress=lambda _: None,
     )
     rows = {(row["coding"], row["workers"]): row for row in found["rows"]}
     assert rows.keys() == {("delta", 1), ("delta", 2), ("full", 1), ("full", 2)}
@@ -152,3 +158,10 @@ def test_weights_come_over_a_line_as_delta_and_as_full_copy(model: Path, version
     assert rows["full", 1]["payload_bytes"] == found["full_bytes"]
     assert rows["full", 2]["sent_bytes"] > 2 * found["full_bytes"]
     assert all(row["over_line"] > 1 for row in rows.values())
+    parts = ("publish_seconds", "fetch_seconds", "stage_seconds", "swap_seconds", "probe_seconds")
+    assert [part in rows["delta", 1] for part in parts] == [True] * 5
+    assert sum(rows["full", 1][part] for part in parts) <= rows["full", 1]["seconds"] + 0.01
+    # The announcement comes one way; the request goes, and its answer comes.
+    assert min(row["fetch_seconds"] for row in rows.values()) > 0.2
+    assert rows["delta", 1]["seconds"] > 0.3
+    assert [part in rows["full", 2] for part in parts] == [True, True, False, False, False]

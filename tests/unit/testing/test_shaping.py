@@ -77,3 +77,13 @@ def test_a_line_that_stood_idle_has_not_saved_up() -> None:
 def test_a_line_without_a_rate_is_refused() -> None:
     with pytest.raises(ValueError, match="0 bytes/s"):
         Line(0)
+
+
+def test_with_a_delay_all_bytes_come_later_but_no_slower() -> None:
+    target, listener = _server()
+    with listener, ShapingProxy(target, 80e6, delay_seconds=0.2) as proxy:  # 10 MB/s: 0.03 s for the answer
+        began = time.monotonic()
+        assert _fetch(proxy.address) == ANSWER
+        assert time.monotonic() - began > 0.4  # the request's way and the answer's
+        assert proxy.line.sent_bytes == len(ANSWER)
+        listener.shutdown(socket.SHUT_RDWR)

@@ -5,6 +5,7 @@ usage: python -m tersely.rollout.benching.link_processes line|worker, jobs on st
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import sys
 import time
@@ -13,14 +14,20 @@ from typing import Any
 
 from tersely.rollout.benching.child import serve
 from tersely.rollout.engines import Engine, EngineSettings, open_engine
+from tersely.rollout.engines.base import stage
+from tersely.rollout.fetching import FetchedWeights
+from tersely.rollout.verify import check_probe
 from tersely.rpc.client import dial
 from tersely.testing.shaping import ShapingProxy
 from tersely.types import WeightsLabel
-from tersely.v1 import checkpoint_pb2, checkpoint_pb2_grpc
+from tersely.v1 import checkpoint_pb2
 from tersely.weights.client import WeightsClient
-from tersely.weights.receive import HeldWeights, PayloadReceiver
+from tersely.weights.receive import HeldWeights
 
 RUN = "r-bench"
+PARTS = ("fetch", "stage", "swap", "probe")
+"""What a worker does until it serves; without an engine only the first."""
+
 _PATIENCE_SECONDS = 3600.0
 
 
@@ -31,9 +38,13 @@ class LineProcess:
         self._proxy: ShapingProxy | None = None
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
-        """`open` with `target` and `bits_per_second` answers the `address`; `close` how many bytes were `sent`."""
+        """One job.
+
+        `open` with `target`, `bits_per_second` and `delay_seconds` answers the `address`; `close` how many bytes were
+        `sent`.
+        """
         if job["do"] == "open":
-            self._proxy = ShapingProxy(job["target"], job["bits_per_second"])
+            self._proxy = ShapingProxy(job["target"], job["bits_per_second"], job["delay_seconds"])
             self._proxy.__enter__()
             return {"address": self._proxy.address}
         assert self._proxy is not None
@@ -42,13 +53,13 @@ class LineProcess:
 
 
 class WorkerProcess:
-    """A worker's receiving half: watch, fetch, check, and with an engine also swap."""
+    """A worker's receiving half: watch, fetch and check as a worker does, and with an engine also serve."""
 
     def __init__(self) -> None:
-        self._base: HeldWeights | None = None
         self._engine: Engine | None = None
         self._client: WeightsClient | None = None
         self._channel: Any = None
+        self._held: WeightsLabel | None = None
         self._seen: WeightsLabel | None = None
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -56,43 +67,52 @@ class WorkerProcess:
 
         `watch` takes the `address` and, or None, the `base` held (a payload's file; its manifest lies beside it) and a
         `model_folder` for an engine, and answers when the version announced so far is seen. `fetch` waits for the
-        next one and answers when it serves: `at` (monotonic clock of this machine), `bytes`, `delta`, `swap_seconds`.
+        next one and answers when it serves: `at` (monotonic clock of this machine), `bytes`, `delta`, `resumes`, and
+        the seconds of the parts: `fetch`, `stage`, `swap`, `probe`.
         """
         return self._watch(job) if job["do"] == "watch" else self._fetch()
 
     def _watch(self, job: dict[str, Any]) -> dict[str, Any]:
-        if job["base"] is not None:
-            self._base = _mapped(Path(job["base"]))
-        if job["model_folder"] is not None and self._base is not None:
-            self._engine = open_engine("torch", EngineSettings("cpu"))
-            self._engine.load(Path(job["model_folder"]), self._base.label, self._base.tensors())
-        if not job["holds_base"]:
-            self._base = None
+        base = _mapped(Path(job["base"])) if job["base"] is not None else None
         self._channel = dial(job["address"])
         self._client = WeightsClient(self._channel, RUN, "worker")
+        if job["model_folder"] is not None and base is not None:
+            self._engine = open_engine("torch", EngineSettings("cpu"))
+            self._engine.load(Path(job["model_folder"]), base.label, base.tensors())
+        if job["holds_base"] and base is not None:
+            self._client.take_over(base)
+            self._held = base.label
         manifest = self._client.wait_for_version(_PATIENCE_SECONDS)
         assert manifest is not None
         self._seen = WeightsLabel.from_proto(manifest.weights)
         return {}
 
     def _fetch(self) -> dict[str, Any]:
-        assert self._client is not None
-        manifest = self._client.wait_for_version(_PATIENCE_SECONDS, self._seen)
+        client = self._client
+        assert client is not None
+        manifest = client.wait_for_version(_PATIENCE_SECONDS, self._seen)
         assert manifest is not None
-        receiver = PayloadReceiver(WeightsLabel.from_proto(manifest.weights), self._base)
-        request = checkpoint_pb2.FetchWeightsRequest(
-            want=manifest.weights, base_weights_sha256=receiver.base_weights_sha256, node_id="worker"
-        )
-        for message in checkpoint_pb2_grpc.CheckpointServiceStub(self._channel).FetchWeights(request):
-            receiver.feed(message)
-        held = receiver.held()
-        checked = time.monotonic()
+        label = WeightsLabel.from_proto(manifest.weights)
+        times = [time.monotonic()]
+        weights = client.fetch(label, self._held)
+        times.append(time.monotonic())
         if self._engine is not None:
-            self._engine.swap(held.label, held.tensors())
-        at = time.monotonic()
-        self._client.close()
+            stage(self._engine, weights)
+            times.append(time.monotonic())
+            self._engine.swap(label, weights)
+            times.append(time.monotonic())
+            check_probe(self._engine, FetchedWeights(label, weights, client.manifest(label), times[1] - times[0]))
+            times.append(time.monotonic())
+        client.close()
         self._channel.close()
-        return {"at": at, "swap_seconds": at - checked, "bytes": receiver.received_bytes, "delta": receiver.is_delta}
+        seconds = [later - earlier for earlier, later in itertools.pairwise(times)]
+        return {
+            "at": times[-1],
+            "bytes": client.counts.payload_bytes,
+            "delta": client.counts.deltas == 1,
+            "resumes": client.counts.resumes,
+            **dict(zip(PARTS, seconds, strict=False)),
+        }
 
 
 def _mapped(payload: Path) -> HeldWeights:
