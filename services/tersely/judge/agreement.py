@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -60,13 +59,13 @@ def agreement(judge: Sequence[float], people: Sequence[float]) -> Agreement:
         people: The mean of those who labelled it.
     """
     a, b = np.asarray(judge, dtype=np.float64), np.asarray(people, dtype=np.float64)
-    bias, bias_interval = mean_interval((a - b).tolist())
+    bias, bias_interval = mean_interval(np.round(a - b, 12).tolist())
     return Agreement(
         n=int(a.size),
         spearman=spearman(a, b),
-        spearman_ci95=_interval(spearman, a, b),
+        spearman_ci95=_interval(_spearman, a, b),
         kappa=weighted_kappa(a, b),
-        kappa_ci95=_interval(weighted_kappa, a, b),
+        kappa_ci95=_interval(_kappa, a, b),
         bias=bias,
         bias_ci95=bias_interval,
         mean_abs_error=float(np.abs(a - b).mean()) if a.size else None,
@@ -75,32 +74,46 @@ def agreement(judge: Sequence[float], people: Sequence[float]) -> Agreement:
 
 def spearman(a: Column, b: Column) -> float | None:
     """Rank correlation with ties at their mean rank; None where it is not defined."""
-    if a.size < 3 or np.ptp(a) == 0.0 or np.ptp(b) == 0.0:
-        return None
-    return float(stats.spearmanr(a, b).statistic)
+    return _first(_spearman(a[None], b[None])) if a.size >= 3 else None
 
 
 def weighted_kappa(a: Column, b: Column) -> float | None:
-    """1 - observed over expected squared distance (Cohen 1968, quadratic weights) of scores rounded to 0 to 10.
+    """1 - observed over expected squared distance (Cohen 1968, quadratic weights) of scores rounded to 0 to 10."""
+    return _first(_kappa(a[None], b[None])) if a.size >= 2 else None
 
-    With quadratic weights the expected distance over all pairs of the two columns is that of their histograms.
+
+def _spearman(a: Column, b: Column) -> Column:
+    """Per row; NaN where one side does not vary."""
+    x, y = (stats.rankdata(rows, axis=1) for rows in (a, b))
+    x, y = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (x, y))
+    return _ratio((x * y).sum(axis=1), np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1)))
+
+
+def _kappa(a: Column, b: Column) -> Column:
+    """Per row; NaN where all scores on both sides are the same. With quadratic weights the expected distance of the two
+    histograms is that of all pairs: both variances and the square of the means' distance.
     """
-    if a.size < 2:
-        return None
-    x, y = (np.rint(column * (LEVELS - 1)) for column in (a, b))
-    observed = float(np.mean((x - y) ** 2))
-    expected = float(np.var(x) + np.var(y) + (x.mean() - y.mean()) ** 2)
-    return None if expected == 0.0 else 1.0 - observed / expected
+    x, y = (np.rint(rows * (LEVELS - 1)) for rows in (a, b))
+    expected = x.var(axis=1) + y.var(axis=1) + (x.mean(axis=1) - y.mean(axis=1)) ** 2
+    return 1.0 - _ratio(((x - y) ** 2).mean(axis=1), expected)
 
 
-def _interval(measure: Callable[[Column, Column], float | None], a: Column, b: Column) -> list[float | None]:
+def _ratio(over: Column, under: Column) -> Column:
+    shares: Column = np.divide(over, under, out=np.full(over.shape, np.nan), where=under > 0)
+    return shares
+
+
+def _first(values: Column) -> float | None:
+    return float(values[0]) if np.isfinite(values[0]) else None
+
+
+def _interval(measure: Callable[[Column, Column], Column], a: Column, b: Column) -> list[float | None]:
     """Percentile bootstrap over pairs; resamples on which the measure is not defined are left out."""
     if a.size < FEWEST:
         return [None, None]
     drawn = np.random.default_rng(0).integers(0, a.size, (RESAMPLES, a.size))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.ConstantInputWarning)
-        values = [value for row in drawn if (value := measure(a[row], b[row])) is not None]
+    values = measure(a[drawn], b[drawn])
+    values = values[np.isfinite(values)]
     if len(values) < RESAMPLES // 2:
         return [None, None]
     low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])

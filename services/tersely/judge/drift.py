@@ -81,7 +81,7 @@ def _compare(
     for axis in AXES:
         scored = [name for name, judgement in before.items() if axis in judgement.scores]
         both = [name for name in scored if name in now and axis in now[name].scores]
-        tests[axis] = paired_test([now[name].scores[axis] - before[name].scores[axis] for name in both])
+        tests[axis] = paired_test([round(now[name].scores[axis] - before[name].scores[axis], 12) for name in both])
         had[axis], lost[axis] = len(scored), len(scored) - len(both)
     corrected = dict(zip(AXES, holm([tests[axis].p for axis in AXES]), strict=True))
     axes: dict[str, dict[str, Any]] = {}
