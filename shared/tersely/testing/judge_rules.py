@@ -18,6 +18,7 @@ HIGHEST = 10
 Rule = Callable[[str, str, str], float]
 """(axis, document, summary) -> score on the scale of 0 to 10."""
 
+_OPENING = re.compile(r"<(document|summary)\b([^<>]*)>", re.IGNORECASE)
 _NAMED_AXIS = re.compile(rf"\b(?:axis|criterion|criteria|rubric|metric)\W+({'|'.join(AXES)})\b", re.IGNORECASE)
 _ANY_AXIS = re.compile(rf"\b({'|'.join(AXES)})\b", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
@@ -57,16 +58,18 @@ class Prompt:
 def read_prompt(text: str) -> Prompt:
     """Takes a prompt apart at ``<document ...>`` and ``<summary ...>``, each closed by its own name.
 
-    What follows the name, such as a random word against forgery, may be repeated in the closing delimiter; where it is,
+    A second text of a name counts as outside: somebody opened it who should not. What follows the name, such as a random word against forgery, may be repeated in the closing delimiter; where it is,
     only that one closes the text.
     """
     found: dict[str, list[str]] = {"document": [], "summary": []}
     rest: list[str] = []
     at = 0
-    for match in _delimited(text):
-        found[match[0]].append(match[1])
-        rest.append(text[at : match[2]])
-        at = match[3]
+    for name, inside, begins, ends in _delimited(text):
+        rest.append(text[at:begins])
+        at = ends
+        if found[name]:
+            rest.append(inside)
+        found[name].append(inside)
     outside = "".join([*rest, text[at:]])
     named = _NAMED_AXIS.search(outside)
     counted = Counter(word.lower() for word in _ANY_AXIS.findall(outside)).most_common(1)
@@ -81,21 +84,19 @@ def read_prompt(text: str) -> Prompt:
 
 
 def _delimited(text: str) -> list[tuple[str, str, int, int]]:
-    """(name, text between, start, end) of each delimited text, from left to right."""
+    """(name, text between, start, end) of each delimited text, from left to right; case makes no difference."""
     pieces: list[tuple[str, str, int, int]] = []
     at = 0
-    while opened := re.compile(r"<(document|summary)\b([^<>]*)>", re.IGNORECASE).search(text, at):
+    while opened := _OPENING.search(text, at):
         name, mark = opened[1], opened[2]
-        end = text.find(f"</{name}{mark}>", opened.end())
-        closing = f"</{name}{mark}>"
-        if end < 0:
-            closing = f"</{name}>"
-            end = text.find(closing, opened.end())
-        if end < 0:
-            at = opened.end()
-            continue
-        pieces.append((name.lower(), text[opened.end() : end].strip("\n"), opened.start(), end + len(closing)))
-        at = end + len(closing)
+        at = opened.end()
+        for closing in (f"</{name}{mark}>", f"</{name}>"):
+            closed = re.compile(re.escape(closing), re.IGNORECASE).search(text, opened.end())
+            if closed:
+                inside = text[opened.end() : closed.start()].strip("\n")
+                pieces.append((name.lower(), inside, opened.start(), closed.end()))
+                at = closed.end()
+                break
     return pieces
 
 
