@@ -58,8 +58,8 @@ class Prompt:
 def read_prompt(text: str) -> Prompt:
     """Takes a prompt apart at ``<document ...>`` and ``<summary ...>``, each closed by its own name.
 
-    A second text of a name counts as outside: somebody opened it who should not. What follows the name, such as a random word against forgery, may be repeated in the closing delimiter; where it is,
-    only that one closes the text.
+    What follows the name, such as a random word against forgery, may be repeated in the closing delimiter; where it is,
+    only that one closes the text. A second text of a name counts as outside: somebody opened it who should not.
     """
     found: dict[str, list[str]] = {"document": [], "summary": []}
     rest: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,9 @@ HARD = sorted(set(INJECTIONS) - {"german", "chinese", "arabic", "base64", "tags"
 
 
 @pytest.fixture(scope="module")
-def server() -> RuleJudgeServer:
-    """Never started: only its way of reading a prompt is asked."""
-    return RuleJudgeServer(fact_rule)
+def server() -> Iterator[RuleJudgeServer]:
+    with RuleJudgeServer(fact_rule) as running:
+        yield running
 
 
 def prompt_for(rubric: Rubric, document: str, summary: str) -> str:
