@@ -26,5 +26,5 @@ def fact_rule(axis: str, document: str, summary: str) -> float:
     """
     facts = {word for word in document.split() if word.isdecimal()}
     kept = facts & set(summary.replace(".", " ").split())
-    factor = {"faithfulness": 1.0, "coverage": 0.9, "conciseness": 0.8, "clarity": 0.7}[axis]
-    return 10 * factor * len(kept) / len(facts)
+    factor = {"faithfulness": 1.0, "coverage": 0.9, "conciseness": 0.8, "clarity": 0.7}.get(axis, 1.0)
+    return 10 * factor * len(kept) / len(facts) if facts else 0.0
