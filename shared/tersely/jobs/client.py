@@ -22,6 +22,7 @@ from tersely.jobs.keys import (
     REAP_SECONDS,
     TASK_TTL_SECONDS,
     done_key,
+    executions_key,
     job_id,
     open_key,
 )
@@ -197,6 +198,7 @@ def forget_task(client: redis.Redis, queue: Queue | str, task: str) -> None:
     client.delete(open_key(task))
     for job in Job.fetch_many(ids, client, JSONSerializer):
         if job is not None:
+            client.delete(executions_key(job.id))
             job.delete()
     for one in ids:
         client.lrem(queue.key, 0, one)

@@ -28,3 +28,12 @@ def done_key(task: str) -> str:
 def job_id(task: str, batch: int) -> str:
     """Id of a batch's job; RQ allows letters, digits, `-` and `_`."""
     return f"{task}-{batch}"
+
+
+def executions_key(job: str) -> str:
+    """RQ's list of a job's executions.
+
+    RQ 3.0 keeps the execution of a worker that died in it for a minute longer than the execution itself, and then can
+    neither finish nor delete the job ("Execution ... not found in Redis"): whoever does either removes the list first.
+    """
+    return f"rq:executions:{job}"

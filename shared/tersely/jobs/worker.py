@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +22,7 @@ from rq.worker import SimpleWorker
 
 from tersely.errors import RedisUnreachable, TerselyError
 from tersely.jobs.allowed import allow_only
-from tersely.jobs.keys import LEASE_SECONDS, REAP_SECONDS, TASK_TTL_SECONDS, done_key, open_key
+from tersely.jobs.keys import LEASE_SECONDS, REAP_SECONDS, TASK_TTL_SECONDS, done_key, executions_key, open_key
 from tersely.jobs.reaper import Reaper
 from tersely.queue.connect import address_of
 
@@ -106,6 +107,7 @@ class JobWorker(SimpleWorker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Runs a job here, its execution renewed from a thread meanwhile."""
+        self.connection.delete(executions_key(job.id))
         execution = self.prepare_execution(job)
         with self._renewed(job, execution):
             self.perform_job(job, queue, execution)
@@ -159,7 +161,8 @@ class JobWorker(SimpleWorker):
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """Logs what a job raised; RQ then retries it or files it as failed."""
-        log.error("job_raised", job=job.id, error=f"{exc_info[0].__name__}: {exc_info[1]}", exc_info=exc_info)
+        # As text: a rendering with local variables would put people's texts into the log.
+        log.error("job_raised", job=job.id, traceback="".join(traceback.format_exception(*exc_info)))
 
     def procline(self, message: str) -> None:
         """Leaves the process title alone."""

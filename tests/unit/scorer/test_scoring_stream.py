@@ -92,7 +92,7 @@ def test_a_call_whose_deadline_passes_in_the_queue_is_never_begun(
     assert gated.reached.wait(30)
     with pytest.raises(grpc.RpcError) as raised:
         stub.Score(request("late"), timeout=0.3)
-    assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
+    assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     third = stub.Score.future(request("third"), timeout=30)
     gated.open.set()
     assert first.result().results[0].rewards[0].value == 5.0
@@ -116,7 +116,7 @@ def test_a_cancelled_call_does_not_let_the_next_one_in_beside_it(
 def test_a_message_over_four_mebibytes_is_refused_by_its_size(stub: scoring_pb2_grpc.ScoringServiceStub) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         stub.Score(request("x" * (4 << 20)), timeout=30)
-    assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+    assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_an_answer_larger_than_a_client_takes_is_refused_in_words(gated: Gated) -> None:
