@@ -143,25 +143,29 @@ def test_swaps_are_timed_with_and_without_groups_running(model: Path, versions: 
 
 
 def test_weights_come_over_a_line_as_delta_and_as_full_copy(model: Path, versions: list[Path]) -> None:
-    found = run_bench_link(
-        versions=versions[0].parent,
-        rates=[20.0],
-        workers=[1, 2],
-        model=model,
-        full=True,
-        delay_seconds=0.1,
-        progress=lambda _: None,
-    )
-    rows = {(row["coding"], row["workers"]): row for row in found["rows"]}
-    assert rows.keys() == {("delta", 1), ("delta", 2), ("full", 1), ("full", 2)}
-    assert found["delta_bytes"] < found["full_bytes"] / 50
-    assert rows["full", 1]["payload_bytes"] == found["full_bytes"]
-    assert rows["full", 2]["sent_bytes"] > 2 * found["full_bytes"]
-    assert all(row["over_line"] > 1 for row in rows.values())
+    def measured(workers: int, *, full: bool) -> dict[str, Any]:
+        return run_bench_link(
+            versions=versions[0].parent,
+            rates=[20.0],
+            workers=[workers],
+            model=model,
+            full=full,
+            delay_seconds=0.1,
+            progress=lambda _: None,
+        )
+
+    found = measured(1, full=True)
+    delta, copy = found["rows"]
+    (together,) = measured(2, full=False)["rows"]
+    assert (delta["coding"], copy["coding"], together["coding"]) == ("delta", "full", "delta")
+    assert found["delta_bytes"] == delta["payload_bytes"] < found["full_bytes"] / 50
+    assert copy["payload_bytes"] == found["full_bytes"]
+    assert together["sent_bytes"] > 2 * found["delta_bytes"]
+    assert min(row["over_line"] for row in (delta, copy, together)) > 1
     parts = ("publish_seconds", "fetch_seconds", "stage_seconds", "swap_seconds", "probe_seconds")
-    assert [part in rows["delta", 1] for part in parts] == [True] * 5
-    assert sum(rows["full", 1][part] for part in parts) <= rows["full", 1]["seconds"] + 0.01
+    assert [part in copy for part in parts] == [True] * 5
+    assert [part in together for part in parts] == [True, True, False, False, False]
+    assert sum(copy[part] for part in parts) <= copy["seconds"] + 0.01
     # The announcement comes one way; the request goes, and its answer comes.
-    assert min(row["fetch_seconds"] for row in rows.values()) > 0.2
-    assert rows["delta", 1]["seconds"] > 0.3
-    assert [part in rows["full", 2] for part in parts] == [True, True, False, False, False]
+    assert min(row["fetch_seconds"] for row in (delta, copy, together)) > 0.2
+    assert delta["seconds"] > 0.3

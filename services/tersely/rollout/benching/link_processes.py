@@ -94,14 +94,15 @@ class WorkerProcess:
         assert manifest is not None
         label = WeightsLabel.from_proto(manifest.weights)
         times = [time.monotonic()]
-        weights = client.fetch(label, self._held)
+        held = client.fetch_held(label, self._held)
         times.append(time.monotonic())
         if self._engine is not None:
+            weights = held.tensors()
             stage(self._engine, weights)
             times.append(time.monotonic())
             self._engine.swap(label, weights)
             times.append(time.monotonic())
-            check_probe(self._engine, FetchedWeights(label, weights, client.manifest(label), times[1] - times[0]))
+            check_probe(self._engine, FetchedWeights(label, weights, held.manifest, times[1] - times[0]))
             times.append(time.monotonic())
         client.close()
         self._channel.close()
