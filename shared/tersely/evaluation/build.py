@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tersely.evaluation.completed import Completed, CompletedPrompt
-from tersely.evaluation.intervals import mean_interval
+from tersely.evaluation.intervals import RESAMPLES, mean_interval
 from tersely.evaluation.metrics import Row, ScoreRows, Values, corpus_figures, measure
 
 Judge = Callable[[Sequence[Row]], list[dict[str, Any] | None]]
@@ -77,6 +77,7 @@ def build_evaluation(
     *,
     extra_rewards: Sequence[str] = (),
     judge: Judge | None = None,
+    resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
     """The evaluation as it is written to a file.
 
@@ -88,6 +89,7 @@ def build_evaluation(
         score: `score_rows` of the scorer.
         extra_rewards: More rewards to show.
         judge: Judges rows; None for a row that it could not take.
+        resamples: Bootstrap samples.
     """
     named = [*arms.items(), *baselines.items()]
     rows = [row for _, found in named for row in found]
@@ -99,7 +101,7 @@ def build_evaluation(
     at = 0
     for name, found in named:
         part = slice(at, at + len(found))
-        built[name] = _arm(found, measured.values[part], judged[part] if judged else None)
+        built[name] = _arm(found, measured.values[part], judged[part] if judged else None, resamples)
         at += len(found)
     return {
         "kind": "evaluation",
@@ -123,7 +125,7 @@ def per_prompt(arm: Mapping[str, Any], name: str) -> dict[str, float]:
     return {identity: sum(values) / len(values) for identity, values in found.items()}
 
 
-def _arm(rows: Sequence[Row], values: Sequence[Values], judged: Sequence[Any] | None) -> dict[str, Any]:
+def _arm(rows: Sequence[Row], values: Sequence[Values], judged: Sequence[Any] | None, resamples: int) -> dict[str, Any]:
     examples = []
     for index, (row, metrics) in enumerate(zip(rows, values, strict=True)):
         example = {key: value for key, value in row.items() if key != "document"}
@@ -137,7 +139,7 @@ def _arm(rows: Sequence[Row], values: Sequence[Values], judged: Sequence[Any] | 
     figures = {}
     for name in names:
         by_prompt = list(per_prompt(arm, name).values())
-        mean, interval = mean_interval(by_prompt)
+        mean, interval = mean_interval(by_prompt, resamples)
         figures[name] = {"mean": mean, "ci95": interval, "n": len(by_prompt)}
     return {"metrics": figures, "corpus": corpus_figures([row["completion"] for row in rows]), **arm}
 

@@ -61,6 +61,7 @@ def compare(
                 shown = f"{name}: {baseline}"
                 pairs += compare_arms(shown, arm, name, evaluation[mode], mode, metrics, resamples)
     correct(pairs)
+    add_power(pairs)
     return {
         "kind": "comparison",
         "evaluations": {name: {key: found.get(key) for key in _HEAD} for name, found in evaluations.items()},
@@ -83,7 +84,7 @@ def compare_arms(
     metrics: Sequence[str] = (),
     resamples: int = RESAMPLES,
 ) -> list[dict[str, Any]]:
-    """All figures of two arms; `p_holm` and `minimum_detectable_holm` are filled in by `correct`."""
+    """All figures of two arms; the rest is filled in by `correct` and `add_power`."""
     shared = [name for name in second["metrics"] if name in first["metrics"] and (not metrics or name in metrics)]
     found: list[dict[str, Any]] = []
     for name in shared:
@@ -102,14 +103,19 @@ def compare_arms(
 
 
 def correct(pairs: Sequence[dict[str, Any]]) -> None:
-    """Fills in what depends on how many comparisons are shown together."""
+    """Fills in the p-values corrected for all comparisons that are shown together."""
     adjusted = holm([pair["p"] for pair in pairs])
-    count = sum(value is not None for value in adjusted)
     for pair, p in zip(pairs, adjusted, strict=True):
         pair["p_holm"] = p
-        pair["minimum_detectable_holm"] = minimum_detectable(
-            pair["standard_deviation"], pair["n"], alpha=ALPHA / max(count, 1)
-        )
+
+
+def add_power(pairs: Sequence[dict[str, Any]]) -> None:
+    """Fills in what could have been found: by one test alone, and by the strictest of all these under Holm."""
+    count = sum(pair["p"] is not None for pair in pairs)
+    for pair in pairs:
+        spread, n = pair["standard_deviation"], pair["n"]
+        pair["minimum_detectable"] = minimum_detectable(spread, n)
+        pair["minimum_detectable_holm"] = minimum_detectable(spread, n, alpha=ALPHA / max(count, 1))
 
 
 def _pair(a: str, b: str, metric: str, mode: str, test: PairedTest) -> dict[str, Any]:
@@ -125,7 +131,7 @@ def _pair(a: str, b: str, metric: str, mode: str, test: PairedTest) -> dict[str,
         "p_holm": None,
         "n": test.n,
         "standard_deviation": test.standard_deviation,
-        "minimum_detectable": minimum_detectable(test.standard_deviation, test.n),
+        "minimum_detectable": None,
         "minimum_detectable_holm": None,
     }
     if isinstance(test, EqualLengthTest):

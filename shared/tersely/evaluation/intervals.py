@@ -17,7 +17,7 @@ def mean_interval(values: Sequence[float], resamples: int = RESAMPLES) -> tuple[
 
     Args:
         values: One per prompt; prompts are what is drawn again.
-        resamples: Bootstrap samples.
+        resamples: Bootstrap samples; 0: no interval.
 
     Returns:
         Mean (None without values) and [low, high]: the mean itself where all values are equal, None where there are
@@ -27,7 +27,7 @@ def mean_interval(values: Sequence[float], resamples: int = RESAMPLES) -> tuple[
     if data.size == 0:
         return None, [None, None]
     mean = float(data.mean())
-    if data.size < 2:
+    if data.size < 2 or not resamples:
         return mean, [None, None]
     if np.ptp(data) == 0.0:
         return mean, [mean, mean]

@@ -92,6 +92,10 @@ def equal_length_test(
         mean = float(fit.intercept)
         return EqualLengthTest(mean, [mean, mean], p, None, int(y.size), 0.0, float(fit.slope), extrapolated)
     p = float(2 * stats.t.sf(abs(fit.intercept / fit.intercept_stderr), y.size - 2))
+    if not resamples:
+        spread = float(fit.intercept_stderr * math.sqrt(y.size))
+        ends: list[float | None] = [None, None]
+        return EqualLengthTest(float(fit.intercept), ends, p, None, int(y.size), spread, float(fit.slope), extrapolated)
     drawn = np.random.default_rng(0).integers(0, y.size, (resamples, y.size))
     xs, ys = x[drawn], y[drawn]
     xm, ym = xs.mean(axis=1), ys.mean(axis=1)
