@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import structlog
 
-from tersely.config.judge import DEFAULT_KEY_ENV, JudgeSection
+from tersely.config.judge import JudgeSection
 from tersely.errors import ConfigValue, JudgeEndpoint
 from tersely.judge.failures import CallFailed
 from tersely.judge.limits import Used
@@ -49,11 +49,12 @@ class Endpoint:
 
     def __init__(self, settings: JudgeSection) -> None:
         self._settings = settings
-        key = os.environ.get(settings.api_key_env)
-        if not key and settings.api_key_env != DEFAULT_KEY_ENV:
+        name = settings.used_key_env
+        key = os.environ.get(name) if name else None
+        if name and not key:
             raise ConfigValue(
-                f"The environment variable {settings.api_key_env}, which judge.api_key_env names, is not set.",
-                "Set it to the endpoint's key.",
+                f"The environment variable {name}, which holds the endpoint's key, is not set.",
+                "Set it, or name another one (--api-key-env, judge.api_key_env).",
             )
         # No retries, no key and no organisation from the environment that were not asked for.
         self._client = openai.OpenAI(

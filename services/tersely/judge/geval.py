@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import math
 import os
-import sys
+import threading
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from tersely.errors import PackageMissing
@@ -19,40 +21,37 @@ from tersely.judge.prompt import after_texts, before_texts, delimited, mark_of
 from tersely.judge.rubrics import Rubric
 
 _QUIET = {"DEEPEVAL_TELEMETRY_OPT_OUT": "1", "DEEPEVAL_DISABLE_DOTENV": "1", "DEEPEVAL_FILE_SYSTEM": "READ_ONLY"}
+_IMPORTING = threading.Lock()
 WAY_OUT = "Make the judge's environment: make setup-judge. Or install it here: pip install 'tersely[judge]'"
 
 
-def load_deepeval() -> None:
-    """Imports DeepEval (seconds), without telemetry, .env files and files of its own; its greeting goes to stderr.
+def check_deepeval() -> None:
+    """Raises PackageMissing where DeepEval is not installed; quick, for it imports nothing."""
+    if find_spec("deepeval") is None:
+        raise PackageMissing("The judge needs the Python package deepeval, which is not installed.", WAY_OUT)
 
-    Raises:
-        PackageMissing: It is not installed here.
-    """
+
+def load_deepeval() -> None:
+    """Imports DeepEval (seconds), without telemetry, .env files and files of its own, and without its greeting."""
     os.environ.update(_QUIET)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            importlib.import_module("deepeval.metrics")
-    except ModuleNotFoundError as error:
-        raise PackageMissing(
-            f"The judge needs the Python package {error.name}, which is not installed.", WAY_OUT
-        ) from None
+    with _IMPORTING, contextlib.redirect_stdout(io.StringIO()):
+        importlib.import_module("deepeval.metrics")
 
 
 class GEvalAxis:
-    """One rubric as a G-Eval metric.
+    """One rubric as a G-Eval metric; DeepEval is imported when something is measured, not for what is in the cache.
 
     Args:
         rubric: The rubric.
-
-    Raises:
-        PackageMissing: DeepEval is not installed here.
     """
 
     def __init__(self, rubric: Rubric) -> None:
-        load_deepeval()
+        self._rubric = rubric
+
+    def _template(self) -> type:
         from deepeval.metrics.g_eval import GEvalTemplate
 
-        self._rubric = rubric
+        rubric = self._rubric
 
         class FrozenTemplate(GEvalTemplate):  # type: ignore[misc]
             """Our words around G-Eval's parts; the mark comes as additional context."""
@@ -64,7 +63,7 @@ class GEvalAxis:
                     before_texts(rubric, _additional_context) + test_case_content.rstrip() + "\n" + after_texts(rubric)
                 )
 
-        self._template = FrozenTemplate
+        return FrozenTemplate
 
     def measure(self, document: str, summary: str, ask: Callable[[str], Judged]) -> Answer:
         """Judges a summary.
@@ -77,6 +76,7 @@ class GEvalAxis:
         Raises:
             CallFailed: As `ask` raised it, or because G-Eval made no score of the answer.
         """
+        load_deepeval()
         from deepeval.metrics import GEval
         from deepeval.metrics.g_eval import Rubric as Anchor
         from deepeval.test_case import LLMTestCase, SingleTurnParams
@@ -90,7 +90,7 @@ class GEvalAxis:
             evaluation_params=[SingleTurnParams.INPUT, SingleTurnParams.ACTUAL_OUTPUT],
             model=call,
             async_mode=False,
-            evaluation_template=self._template,
+            evaluation_template=self._template(),
         )
         case = LLMTestCase(
             input=delimited("document", document, mark), actual_output=delimited("summary", summary, mark)

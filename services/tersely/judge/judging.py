@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,9 +17,10 @@ from tersely.config.judge import JudgeSection
 from tersely.judge.cache import Answer, AnswerCache, answer_key, default_folder
 from tersely.judge.endpoint import Endpoint, Judged
 from tersely.judge.failures import CallFailed
-from tersely.judge.geval import GEvalAxis
+from tersely.judge.geval import GEvalAxis, check_deepeval
 from tersely.judge.judgement import AxisResult, Judgement, combine
 from tersely.judge.limits import Budget, Circuit, Outcome, RateLimit, Used
+from tersely.judge.pool import DaemonPool
 from tersely.judge.rubrics import ALL, Rubric, fingerprint, rubrics_version
 
 log = structlog.get_logger(__name__)
@@ -66,6 +67,7 @@ class Judge:
     """
 
     def __init__(self, settings: JudgeSection, *, patient: bool = False) -> None:
+        check_deepeval()
         self.settings = settings
         self.endpoint = Endpoint(settings)
         self.circuit = Circuit(settings.circuit_failures, settings.circuit_cooldown_seconds)
@@ -81,7 +83,7 @@ class Judge:
         self._rate = RateLimit(settings.requests_per_minute)
         self._cache = AnswerCache(settings.cache or default_folder())
         self._axes: dict[str, Axis] = {rubric.axis: GEvalAxis(rubric) for rubric in ALL}
-        self._pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="judge")
+        self._pool = DaemonPool(settings.concurrency, "judge")
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._in_flight: dict[str, Future[_Round]] = {}
@@ -137,9 +139,9 @@ class Judge:
         }
 
     def close(self) -> None:
-        """Ends what is going on; calls in flight are waited for."""
+        """Ends: what has not begun never does, and what is going on is not waited for."""
         self._closed.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.close()
         self._cache.close()
         self.endpoint.close()
 

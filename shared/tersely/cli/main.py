@@ -14,6 +14,7 @@ from tersely.cli import (
     config,
     evaluate,
     export,
+    judge_file,
     label,
     look,
     plan,
@@ -24,6 +25,7 @@ from tersely.cli import (
     summarize,
     up,
 )
+from tersely.cli.judge_env import enter_judge_environment
 from tersely.errors import TerselyError
 from tersely.supervise.failures import report_failure
 from tersely.supervise.lifeline import hold_lifeline
@@ -50,11 +52,14 @@ evaluate.register(app)
 compare.register(app)
 ablate.register(app)
 score.register(app)
+judge_file.register(app)
 label.register(app)
 
 
 def main() -> None:
     """Runs the command line; every failure that a user can meet ends as one message and its own exit code."""
+    # Before the lifeline, whose thread would not go along.
+    enter_judge_environment(sys.argv[1:])
     hold_lifeline()
     try:
         app()

@@ -131,13 +131,19 @@ def judge(
     context: typer.Context,
     address: TrainerOption = None,
     recipe: RecipeOption = None,
+    redis_url: Annotated[
+        str | None,
+        typer.Option("--redis-url", metavar="URL", help="Take the jobs of `tersely judge-file` from this server, too."),
+    ] = None,
     overrides: SetOption = None,
     log_json: LogJsonOption = False,
 ) -> None:
     """Runs the judge, where no command of its own is called."""
     if context.invoked_subcommand is not None:
         return
-    options = ServiceOptions(trainer=address, recipe=recipe, overrides=tuple(overrides or ()), log_json=log_json)
+    options = ServiceOptions(
+        trainer=address, recipe=recipe, redis_url=redis_url, overrides=tuple(overrides or ()), log_json=log_json
+    )
     raise typer.Exit(run_service("judge", options))
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from tersely.config.section import Section
 
-DEFAULT_KEY_ENV = "OPENAI_API_KEY"
+OPENAI_HOST = "api.openai.com"
+OPENAI_KEY_ENV = "OPENAI_API_KEY"
 
 
 class JudgeSection(Section):
@@ -22,8 +24,10 @@ class JudgeSection(Section):
     model: str | None = Field(
         None, description="Model to ask for, and the judge's name in cache and results; unset: the endpoint's only one."
     )
-    api_key_env: str = Field(
-        DEFAULT_KEY_ENV, min_length=1, description="Environment variable with the key; local endpoints need none."
+    api_key_env: str | None = Field(
+        None,
+        min_length=1,
+        description="Environment variable with the key; unset: OPENAI_API_KEY for OpenAI's endpoint, none elsewhere.",
     )
     host: str = Field(
         "127.0.0.1", description="Address the judge listens on; beyond loopback only with rpc.insecure_lan."
@@ -67,6 +71,13 @@ class JudgeSection(Section):
         if self.budget_cost is not None and None in (self.price_read_per_million, self.price_written_per_million):
             raise ValueError("budget_cost needs price_read_per_million and price_written_per_million")
         return self
+
+    @property
+    def used_key_env(self) -> str | None:
+        """Environment variable of the key that the endpoint gets; a key for OpenAI goes to nobody else unasked."""
+        if self.api_key_env is None and self.endpoint is not None and urlsplit(self.endpoint).hostname == OPENAI_HOST:
+            return OPENAI_KEY_ENV
+        return self.api_key_env
 
     @property
     def used_temperature(self) -> float:
