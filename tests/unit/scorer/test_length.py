@@ -64,3 +64,30 @@ def test_a_wrong_scale_names_the_nearest() -> None:
     with pytest.raises(ConfigValue, match=r"rewards\.length\.scale is 'relativ'") as caught:
         LengthReward(scale="relativ")
     assert caught.value.way_out == "Did you mean relative?"
+
+
+def test_a_quadratic_shape_is_milder_near_the_target_and_steeper_far_from_it() -> None:
+    batch = [of(32, 32), of(40, 32), of(64, 32), of(96, 32)]
+    assert LengthReward(shape="quadratic").score(batch) == [0.0, -0.0625, -1.0, -4.0]
+    assert LengthReward(shape="quadratic", scale="raw").score(batch) == [0.0, -64.0, -1024.0, -4096.0]
+
+
+def test_a_band_costs_nothing_within_its_tolerance_and_only_what_is_beyond_it() -> None:
+    batch = [of(32, 32), of(37, 32), of(27, 32), of(38, 32), of(40, 32)]
+    assert LengthReward(shape="band").score(batch) == [0.0, 0.0, 0.0, -1 / 32, -3 / 32]
+    assert LengthReward(shape="band", tolerance=0).score(batch) == LengthReward().score(batch)
+    assert LengthReward(shape="band", scale="raw", tolerance=7).score(batch) == [0.0, 0.0, 0.0, 0.0, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"shape": "square"}, r"rewards\.length\.shape"),
+        ({"tolerance": 3}, "the shape is linear"),
+        ({"shape": "band", "tolerance": -1}, "whole number"),
+        ({"shape": "band", "tolerance": True}, "whole number"),
+    ],
+)
+def test_shapes_and_tolerances_that_make_no_sense_are_refused(options: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigValue, match=said):
+        LengthReward(**options)  # type: ignore[arg-type]
