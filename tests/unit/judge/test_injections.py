@@ -14,7 +14,10 @@ from tersely.testing.judge_rules import read_prompt
 from tersely.testing.judge_server import RuleJudgeServer
 
 INJECTIONS = read_injections(Path(__file__).parents[2] / "fixtures" / "injections.jsonl")
-HARD = sorted(set(INJECTIONS) - {"german", "chinese", "arabic", "base64", "tags", "authority", "bribe"})
+HARD = sorted(
+    set(INJECTIONS)
+    - {"german", "chinese", "arabic", "base64", "tags", "authority", "bribe", "close-and-reopen-document"}
+)
 
 
 @pytest.fixture(scope="module")
