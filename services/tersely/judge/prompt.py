@@ -10,7 +10,7 @@ from tersely.judge.rubrics import CLOSING, HIGHEST, LOWEST, OPENING, Rubric
 _DELIMITER = re.compile(r"<(?=\s*/?\s*(?:document|summary)\b)", re.IGNORECASE)
 # Servers turn these into control tokens wherever they stand in a message.
 _CONTROL = re.compile(
-    r"<(?=\|)|(?<=\|)>|<(?=/?(?:s|bos|eos|pad|unk|think|tool_call|start_of_turn|end_of_turn|end_of_text)>)"
+    r"<(?=\|)|\|(?=>)|<(?=/?(?:s|bos|eos|pad|unk|think|tool_call|start_of_turn|end_of_turn|end_of_text)>)"
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT|TOOL_CALLS)\])|<(?=</?SYS>>)|(?:<｜|｜>)",
     re.IGNORECASE,
 )
