@@ -15,7 +15,7 @@ from tersely.ablation.run import CellOutcome
 from tersely.evaluation.build import per_prompt
 from tersely.evaluation.compare import AT_EQUAL_LENGTH, compare_arms, correct
 from tersely.evaluation.files import read_evaluation
-from tersely.evaluation.intervals import mean_interval
+from tersely.evaluation.intervals import RESAMPLES, mean_interval
 from tersely.evaluation.significance import ALPHA, equal_length_test
 from tersely.supervise.run_dir import read_json
 
@@ -23,12 +23,13 @@ MODES = ("greedy", "sampled")
 EXAMPLES = 4
 
 
-def build_report(matrix: Matrix, outcomes: Sequence[CellOutcome]) -> dict[str, Any]:
+def build_report(matrix: Matrix, outcomes: Sequence[CellOutcome], resamples: int = RESAMPLES) -> dict[str, Any]:
     """What report.json holds; page and table are made from it alone.
 
     Args:
         matrix: What was to be run.
         outcomes: What became of each cell.
+        resamples: Bootstrap samples.
 
     Raises:
         EvaluationInvalid: An evaluation in a cell's directory is damaged.
@@ -41,7 +42,7 @@ def build_report(matrix: Matrix, outcomes: Sequence[CellOutcome]) -> dict[str, A
     measured = {arm: seeds for arm, seeds in by_arm.items() if seeds}
     first = next(iter(found.values()), {})
     recipe = matrix.cells[0].recipe
-    pairs = _comparisons(matrix, measured)
+    pairs = _comparisons(matrix, measured, resamples)
     with_baselines = next((one for one in found.values() if one["baselines"]), None)
     return {
         "kind": "ablation",
@@ -61,7 +62,7 @@ def build_report(matrix: Matrix, outcomes: Sequence[CellOutcome]) -> dict[str, A
         "composite_of": first.get("composite_of", []),
         "left_out": first.get("left_out", {}),
         "complete": all(not one.failure for one in outcomes),
-        "arms": [_arm(arm, seeds) for arm, seeds in measured.items()],
+        "arms": [_arm(arm, seeds, resamples) for arm, seeds in measured.items()],
         "baselines": _baselines(with_baselines),
         "comparisons": pairs,
         "alpha": round(ALPHA, 6),
@@ -70,7 +71,7 @@ def build_report(matrix: Matrix, outcomes: Sequence[CellOutcome]) -> dict[str, A
     }
 
 
-def pooled(arms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def pooled(arms: Sequence[Mapping[str, Any]], resamples: int = RESAMPLES) -> dict[str, Any]:
     """One mode of several seeds as a single arm: all examples, and the figures of prompts averaged over the seeds."""
     examples = [example for arm in arms for example in arm["examples"]]
     names = [name for name in arms[0]["metrics"] if all(name in arm["metrics"] for arm in arms)]
@@ -78,12 +79,12 @@ def pooled(arms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     metrics = {}
     for name in names:
         values = list(per_prompt(arm, name).values())
-        mean, interval = mean_interval(values)
+        mean, interval = mean_interval(values, resamples)
         metrics[name] = {"mean": mean, "ci95": interval, "n": len(values)}
     return {"metrics": metrics, **arm}
 
 
-def _arm(arm: Arm, seeds: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+def _arm(arm: Arm, seeds: Mapping[int, Mapping[str, Any]], resamples: int) -> dict[str, Any]:
     row: dict[str, Any] = {
         "arm": arm.name,
         "config": arm.config,
@@ -91,7 +92,7 @@ def _arm(arm: Arm, seeds: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         "seeds": sorted(seeds),
     }
     for mode in MODES:
-        whole = pooled([evaluation[mode] for evaluation in seeds.values()])
+        whole = pooled([evaluation[mode] for evaluation in seeds.values()], resamples)
         row[mode] = {
             "metrics": {
                 name: {
@@ -115,7 +116,9 @@ def _baselines(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     ]
 
 
-def _comparisons(matrix: Matrix, measured: Mapping[Arm, Mapping[int, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def _comparisons(
+    matrix: Matrix, measured: Mapping[Arm, Mapping[int, Mapping[str, Any]]], resamples: int
+) -> list[dict[str, Any]]:
     """Each arm against the length alone, and each schedule of a configuration against its first."""
     asked: list[tuple[Arm, Arm]] = []
     lone = next((arm for arm in matrix.arms if arm.schedule is None), None)
@@ -129,8 +132,8 @@ def _comparisons(matrix: Matrix, measured: Mapping[Arm, Mapping[int, Mapping[str
         shared = sorted(measured.get(a, {}).keys() & measured.get(b, {}).keys())
         if not shared:
             continue
-        early, late = (pooled([measured[arm][seed][mode] for seed in shared]) for arm in (a, b))
-        for pair in compare_arms(a.name, early, b.name, late, mode, matrix.measure.tested):
+        early, late = (pooled([measured[arm][seed][mode] for seed in shared], resamples=0) for arm in (a, b))
+        for pair in compare_arms(a.name, early, b.name, late, mode, matrix.measure.tested, resamples):
             if pair["metric"] not in matrix.measure.tested:
                 continue
             pair["by_seed"] = _by_seed(measured[a], measured[b], shared, mode, pair["metric"])
@@ -149,7 +152,7 @@ def _by_seed(
         shown = _differences(early, late, "composite" if name == AT_EQUAL_LENGTH else name)
         if name == AT_EQUAL_LENGTH:
             tokens = _differences(early, late, "tokens")
-            test = equal_length_test(list(shown.values()), [tokens[key] for key in shown], resamples=1)
+            test = equal_length_test(list(shown.values()), [tokens[key] for key in shown], resamples=50)
             found[str(seed)] = test.mean_difference
         else:
             found[str(seed)] = sum(shown.values()) / len(shown) if shown else None

@@ -182,8 +182,8 @@ def _baselines(report: Mapping[str, Any]) -> str:
             for name in names
         )
         rows += f"<tr><td>{_text(one['arm'])}</td>{cells}</tr>"
-    note = "The same prompts without training: the base model with the length in its prompt, cut at the target, the best"
-    note += " of several samples by the length reward, and the first sentences of the document."
+    note = "The same prompts without training: the base model with the length in its prompt, cut at the target, the"
+    note += " best of several samples by the length reward, and the first sentences of the document."
     table = f"<table class='arms'><tr><th>baseline</th>{head}</tr>{rows}</table>"
     return f"<h2>Without training</h2><p class='muted'>{note}</p><div class='wide'>{table}</div>"
 
