@@ -25,6 +25,7 @@ from tersely.jobs.keys import (
     executions_key,
     job_id,
     open_key,
+    results_key,
 )
 from tersely.jobs.reaper import Reaper
 
@@ -189,19 +190,22 @@ class BatchClient:
 
 
 def forget_task(client: redis.Redis, queue: Queue | str, task: str) -> None:
-    """Removes what a task left in Redis: its jobs, the list of its results. Does nothing for an unknown task."""
+    """Removes what a task left in Redis: jobs that wait or failed, results. Does nothing for an unknown task.
+
+    A job at work is left to its worker, which drops the result and removes the job.
+    """
     if isinstance(queue, str):
         queue = Queue(queue, client, job_class=AllowedJob, serializer=JSONSerializer)
     members: set[Any] = client.smembers(open_key(task))
-    ids = [member.decode() for member in members]
     # First, so that a worker at one of them drops its result.
     client.delete(open_key(task))
-    for job in Job.fetch_many(ids, client, JSONSerializer):
-        if job is not None:
-            client.delete(executions_key(job.id))
-            job.delete()
-    for one in ids:
-        client.lrem(queue.key, 0, one)
+    for one in (member.decode() for member in members):
+        waiting = client.lrem(queue.key, 0, one)
+        status: Any = client.hget(Job.key_for(one), "status")
+        # By hand: Job.delete fails when the job ends meanwhile.
+        if waiting or status is None or status.decode() == JobStatus.FAILED.value:
+            client.zrem(queue.failed_job_registry.key, one)
+            client.delete(Job.key_for(one), executions_key(one), results_key(one))
     client.delete(done_key(task))
 
 

@@ -37,3 +37,8 @@ def executions_key(job: str) -> str:
     neither finish nor delete the job ("Execution ... not found in Redis"): whoever does either removes the list first.
     """
     return f"rq:executions:{job}"
+
+
+def results_key(job: str) -> str:
+    """RQ's record of how a job failed."""
+    return f"rq:results:{job}"

@@ -86,7 +86,11 @@ class JobWorker(SimpleWorker):
                     ) from None
                 log.warning("redis_away", seconds=round(now - away_since))
                 stopping.wait(1.0)
-        self.register_death()  # type: ignore[no-untyped-call]
+        try:
+            self.register_death()  # type: ignore[no-untyped-call]
+        except faults.RedisError as error:
+            # Its registration expires by itself.
+            log.warning("not_signed_off", error=str(error))
 
     def _step(self) -> None:
         self.heartbeat(LEASE_SECONDS)
@@ -134,14 +138,15 @@ class JobWorker(SimpleWorker):
 
     def _performing(self, handler: Handler) -> Callable[[str, int, dict[str, Any]], None]:
         def perform(task: str, batch: int, payload: dict[str, Any]) -> None:
-            if not self.connection.exists(open_key(task)):
-                log.info("task_gone", task=task, batch=batch)
+            if self._gone(task, batch):
                 return
             answer: dict[str, Any] = {"batch": batch, "worker": self.name}
             try:
                 answer["result"] = handler(payload)
             except TerselyError as error:
                 answer["error"] = {"kind": error.kind, "message": error.message, "way_out": error.way_out}
+            if self._gone(task, batch):
+                return
             with self.connection.pipeline() as pipe:
                 pipe.rpush(done_key(task), json.dumps(answer, ensure_ascii=False, allow_nan=False))
                 pipe.expire(done_key(task), TASK_TTL_SECONDS)
@@ -149,6 +154,13 @@ class JobWorker(SimpleWorker):
             self.batches_finished += 1
 
         return perform
+
+    def _gone(self, task: str, batch: int) -> bool:
+        """Whether the client took its task back, so that nobody would ever take a result out."""
+        if self.connection.exists(open_key(task)):
+            return False
+        log.info("task_gone", task=task, batch=batch)
+        return True
 
     @property
     def dequeue_timeout(self) -> int:

@@ -97,7 +97,7 @@ def test_data_that_is_no_json_fails_and_the_next_job_runs(
     valkey_client: redis.Redis, queue: Queue, worked: Callable[[Queue], JobWorker]
 ) -> None:
     bad = queue.enqueue("score", "t", 0, {})
-    # What pickle would run: os.system("true").
+    # What RQ would run with its pickle serializer.
     valkey_client.hset(bad.key, "data", b"cposix\nsystem\n(S'true'\ntR.")
     valkey_client.sadd(open_key("t"), "t-1")
     queue.enqueue("score", "t", 1, {})

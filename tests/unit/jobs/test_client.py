@@ -211,3 +211,18 @@ def test_forgetting_a_task_takes_its_waiting_jobs_out_and_leaves_others(
     assert queue_of(valkey_client).get_job_ids() == ["other-0"]
     assert valkey_client.exists(Job.key_for(job_id("task", 0)), done_key("task")) == 0
     forget_task(valkey_client, "score", "never was")
+
+
+def test_a_task_that_is_forgotten_amid_a_job_leaves_nothing_once_the_job_ends(
+    valkey_client: redis.Redis, client: BatchClient
+) -> None:
+    def handler(payload: dict[str, Any]) -> dict[str, Any]:
+        client.close()
+        return {}
+
+    worker = JobWorker(valkey_client, {"score": handler})
+    for number in range(3):
+        client.submit(number, {})
+    worker._step()
+    assert {key for key in keys(valkey_client) if "task" in key} == set()
+    assert queue_of(valkey_client).count == 0
