@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tersely.cli import bench_link, bench_ring, bench_rollout, bench_weights
+from tersely.cli import bench_link, bench_ring, bench_rollout, bench_scorer, bench_weights
 from tersely.cli.options import JsonOption
 
 
@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     bench_weights.register(group)
     bench_link.register(group)
     bench_ring.register(group)
+    bench_scorer.register(group)
     app.add_typer(group, name="bench")
 
 
