@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from tersely.evaluation.intervals import CONFIDENCE, RESAMPLES, mean_interval
 
 POWER = 0.8
 ALPHA = 1 - CONFIDENCE
+_EXACT_PAIRS = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,8 @@ class PairedTest:
         mean_difference: None without pairs.
         ci95: Bootstrap interval of it (see `mean_interval`).
         p: Two-sided t-test on the differences; 1 where all are 0, and the signed-rank p where all are equal.
-        p_wilcoxon: Wilcoxon's signed-rank test (zeros split as Pratt 1959 does; normal approximation with ties).
+        p_wilcoxon: Wilcoxon's signed-rank test, zeros as Pratt (1959) has them; exact up to 13 pairs, and up to 50
+            without ties and zeros, else by the normal approximation.
         n: Pairs.
         standard_deviation: Of the differences.
     """
@@ -45,10 +48,21 @@ def paired_test(differences: Sequence[float], resamples: int = RESAMPLES) -> Pai
     spread = float(data.std(ddof=1))
     if not data.any():
         return PairedTest(mean, interval, 1.0, 1.0, int(data.size), 0.0)
-    signed = float(stats.wilcoxon(data, zero_method="pratt").pvalue)
+    signed = _signed_rank(data)
     # Differences that are all equal have no spread to hold their mean against: only their signs speak.
     p = signed if np.ptp(data) == 0.0 else float(stats.ttest_1samp(data, 0.0).pvalue)
     return PairedTest(mean, interval, p, signed, int(data.size), spread)
+
+
+def _signed_rank(data: NDArray[np.float64]) -> float:
+    if data.size > _EXACT_PAIRS:
+        return float(stats.wilcoxon(data, zero_method="pratt").pvalue)
+    # What scipy does there too, but in one go over all signs: it takes seconds for a dozen pairs.
+    ranks = stats.rankdata(abs(data)) * np.sign(data)
+    found = stats.permutation_test(
+        (ranks,), lambda x, axis: x.sum(axis=axis), permutation_type="samples", n_resamples=np.inf, vectorized=True
+    )
+    return float(found.pvalue)
 
 
 @dataclass(frozen=True, slots=True)

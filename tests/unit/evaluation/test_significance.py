@@ -23,6 +23,12 @@ def test_p_values_are_those_of_scipy() -> None:
     assert low < (b - a).mean() < high
 
 
+@pytest.mark.parametrize("values", [[0.3, -0.1, 0.5, 0.2, 0.9], [1, 1, 0, -1, 2, 0, 1], [0.0, 1.0]])
+def test_the_signed_rank_test_of_a_few_pairs_is_scipys_exact_one(values: list[float]) -> None:
+    exact = stats.wilcoxon(values, zero_method="pratt", method=stats.PermutationMethod(n_resamples=1 << 8))
+    assert paired_test(values).p_wilcoxon == pytest.approx(exact.pvalue)
+
+
 def test_equal_values_are_no_finding_and_a_constant_shift_is_judged_by_signs() -> None:
     same = paired_test([0.0] * 20)
     assert (same.p, same.p_wilcoxon, same.ci95) == (1.0, 1.0, [0.0, 0.0])
