@@ -1,12 +1,13 @@
 # GNU make 3.81 (the one on macOS) and up. PYTHON=... chooses the interpreter that `make setup` builds .venv with.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm demo test test-vllm check lint types imports bench proto faults constraints clean
+.PHONY: help setup setup-judge setup-vllm demo test test-judge test-vllm check lint types imports bench proto faults constraints clean
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
 PEER_STAMP := .venv-trl/.setup-stamp
 VLLM_ENV := $(or $(TERSELY_VLLM_ENV),.venv-vllm)
+JUDGE_ENV := $(or $(TERSELY_JUDGE_ENV),.venv-judge)
 EXTRAS := trainer,rollout-torch,scorer,embedding,hub,dev
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
@@ -15,7 +16,7 @@ CODE := services shared scripts tests $(wildcard bench/*.py)
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## Make .venv with everything a run on one machine needs (quick when nothing changed)
+setup: $(STAMP) setup-judge ## Make .venv and .venv-judge with everything a run on one machine needs (quick when nothing changed)
 
 $(STAMP): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then echo "tersely needs Python 3.11 or newer, and none was found on PATH." \
@@ -27,6 +28,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
+setup-judge: $(STAMP) ## Make .venv-judge (or what TERSELY_JUDGE_ENV names) for the judge: DeepEval, older click than .venv
+	@$(BIN)/python scripts/judge_env.py $(JUDGE_ENV)
+
 setup-vllm: setup ## Make .venv-vllm (or what TERSELY_VLLM_ENV names) for workers on vLLM: 3.6 GB, older transformers than .venv
 	@$(BIN)/python scripts/vllm_env.py $(if $(TERSELY_VLLM_BASE),--base $(TERSELY_VLLM_BASE)) $(VLLM_ENV)
 
@@ -35,6 +39,11 @@ demo: setup ## Train a 135M chat model to a length of 32 tokens on this machine;
 
 test: setup ## Run every test (no network; needs redis-server for one half of the queue contract)
 	@HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(if $(PYTEST_ARGS),,$(MAKE) --no-print-directory test-judge)
+
+# DeepEval brings plugins of pytest that nothing here asks for.
+test-judge: setup-judge ## Run the tests of the judge that need DeepEval, in its environment
+	@PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(JUDGE_ENV)/bin/python -m pytest -p pytest_timeout tests/on_judge $(PYTEST_ARGS)
 
 # vLLM fills a process; so the contract suite and what only vLLM has to keep get one each. Its first load takes a minute.
 test-vllm: setup-vllm ## Run the tests of the vLLM engine in its environment (fetches SmolLM2-135M, 93 MB, the first time)
