@@ -17,7 +17,7 @@ import psutil
 import pytest
 import redis
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 100.0
 Start = Callable[..., subprocess.Popen[str]]
 
 

@@ -18,13 +18,22 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
+from rq.timeouts import UnixSignalDeathPenalty
 from rq.worker import SimpleWorker
 
 from tersely.errors import RedisUnreachable, TerselyError
 from tersely.jobs.allowed import allow_only
-from tersely.jobs.keys import LEASE_SECONDS, REAP_SECONDS, TASK_TTL_SECONDS, done_key, executions_key, open_key
+from tersely.jobs.keys import (
+    JOB_SECONDS,
+    LEASE_SECONDS,
+    REAP_SECONDS,
+    TASK_TTL_SECONDS,
+    done_key,
+    executions_key,
+    open_key,
+)
 from tersely.jobs.reaper import Reaper
-from tersely.queue.connect import address_of
+from tersely.queue.connect import address_of, redis_errors
 
 BLOCK_SECONDS = 1
 PATIENCE_SECONDS = 60.0
@@ -33,6 +42,18 @@ log = structlog.get_logger(__name__)
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
 """Payload of a batch to its result, both JSON objects. A TerselyError is the batch's final answer; anything else that
 it raises makes RQ try the batch again, on whichever worker is next."""
+
+
+class BatchTimeout(BaseException):
+    """A batch took longer than it may. No Exception, so that no handler takes it for a failure of its own."""
+
+
+class BatchTimeLimit(UnixSignalDeathPenalty):
+    """RQ's time limit by SIGALRM, raising what passes through `except Exception`."""
+
+    def handle_death_penalty(self, signum: int, frame: Any) -> None:
+        """Raises BatchTimeout."""
+        raise BatchTimeout(f"it took longer than {self._timeout} s")
 
 
 class JobWorker(SimpleWorker):
@@ -46,6 +67,8 @@ class JobWorker(SimpleWorker):
     Attributes:
         batches_finished: Batches answered, with an error or not.
     """
+
+    death_penalty_class = BatchTimeLimit
 
     def __init__(self, client: redis.Redis, handlers: Mapping[str, Handler], name: str | None = None) -> None:
         self.batches_finished = 0
@@ -68,7 +91,12 @@ class JobWorker(SimpleWorker):
 
         Raises:
             RedisUnreachable: The server stayed away for a minute.
+            QueueError: The server refuses this worker.
         """
+        with redis_errors(address_of(self.connection)):
+            self._run(stopping)
+
+    def _run(self, stopping: threading.Event) -> None:
         self.register_birth()  # type: ignore[no-untyped-call]
         log.info("ready", queues=self.queue_names(), worker=self.name)
         away_since: float | None = None
@@ -122,7 +150,9 @@ class JobWorker(SimpleWorker):
         done = threading.Event()
 
         def renew() -> None:
-            while not done.wait(LEASE_SECONDS / 4):
+            # What can't be interrupted (a hang in native code) loses its job to another worker in the end.
+            until = time.monotonic() + (job.timeout or JOB_SECONDS) + LEASE_SECONDS
+            while not done.wait(LEASE_SECONDS / 4) and time.monotonic() < until:
                 try:
                     self.maintain_heartbeats(job, execution)
                 except faults.RedisError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -226,3 +227,20 @@ def test_a_task_that_is_forgotten_amid_a_job_leaves_nothing_once_the_job_ends(
     worker._step()
     assert {key for key in keys(valkey_client) if "task" in key} == set()
     assert queue_of(valkey_client).count == 0
+
+
+def test_a_batch_over_its_time_ends_though_its_handler_catches_every_exception(valkey_client: redis.Redis) -> None:
+    def stubborn(payload: dict[str, Any]) -> dict[str, Any]:
+        while True:
+            try:
+                threading.Event().wait(30)
+            except Exception:  # noqa: BLE001 - as rewards may
+                log.append("caught")
+
+    log: list[str] = []
+    client = BatchClient(valkey_client, "score", "slow", job_seconds=1)
+    client.submit(0, {})
+    worker = JobWorker(valkey_client, {"score": stubborn})
+    worker._step()
+    assert (log, worker.batches_finished) == ([], 0)
+    assert queue_of(valkey_client).get_job_ids() == ["slow-0"]

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import structlog
+from redis.exceptions import RedisError
+
 from tersely.config.schema import QueueSection
 from tersely.errors import ConfigValue
 from tersely.jobs import BatchClient
@@ -20,7 +23,8 @@ from tersely.jobs.drive import drive
 from tersely.jobs.folder import WorkFolder
 from tersely.jobs.local import LocalWorkers
 from tersely.jobs.rows import Batch, check_rows, in_batches, read_rows
-from tersely.queue import connect, password_from, without_password
+from tersely.queue import connect, password_from, redis_errors, without_password
+from tersely.queue.connect import address_of, server_words
 from tersely.queue.embedded import EmbeddedServer
 from tersely.scorer.jobs.prepare import Preparation, check_row, load_tokenizer, read_references
 from tersely.scorer.jobs.tally import Tally
@@ -30,6 +34,8 @@ from tersely.scorer.rows import check_names
 
 MOST_OWN_WORKERS = 8
 PASSWORD_ENV = "TERSELY_REDIS_PASSWORD"
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,7 @@ def run_score(
             url, password = _server(redis_url, folder, stack)
             client = stack.enter_context(connect(url, password=password))
             jobs = BatchClient(client, QUEUE)
+            stack.enter_context(redis_errors(address_of(client)))
             if folder.old_task is not None:
                 forget_task(client, QUEUE, folder.old_task)
             folder.begin(jobs.task)
@@ -132,7 +139,7 @@ def run_score(
             )
             on_workers(local.pids)
             # Before the workers stop: what they still have in hand is dropped, not waited for.
-            stack.callback(jobs.close)
+            stack.callback(_close, jobs)
 
             def write(rows: Sequence[dict[str, Any]]) -> None:
                 folder.append(rows)
@@ -175,6 +182,14 @@ def run_score(
             "scorers_restarted": restarts,
             "batches_repeated": repeated,
         }
+
+
+def _close(jobs: BatchClient) -> None:
+    try:
+        jobs.close()
+    except RedisError as error:
+        # What is left there expires in an hour.
+        log.warning("task_not_removed", task=jobs.task, error=server_words(error))
 
 
 def own_workers(wanted: int | None, redis_url: str | None, rows: int, batch_rows: int) -> int:
