@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import structlog
 
@@ -87,6 +88,8 @@ def _attempt(reward: Reward, inputs: Sequence[RewardInput], *, last: bool) -> li
 def _as_message(reward: Reward, value: float | None, reason: str | None = None) -> group_pb2.RewardValue:
     if value is None:
         return group_pb2.RewardValue(name=reward.name, absent_reason=reason or reward.absent_reason)
+    if not isinstance(value, Real):  # float() would take the text "0.5", too
+        raise TypeError(f"gave {str(value)[:80]!r} ({type(value).__name__}), which is no number")
     number = float(value)
     if not math.isfinite(number):
         return group_pb2.RewardValue(name=reward.name, absent_reason=f"the value {number} is not finite")

@@ -42,8 +42,8 @@ def run_bench_scorer(
 ) -> dict[str, Any]:
     """Measures on one core, in this thread.
 
-    In every turn both sides score the same groups, group by group in turns, one call per group. Ours begins every turn knowing no word, so that
-    stemming counts; how fast it is when the words are known is told beside.
+    In every turn both sides score the same groups, group by group in turns, one call per group. Ours begins every turn
+    knowing no word, so that stemming counts; how fast it is when the words are known is told beside.
 
     Args:
         turns: Repetitions; figures are medians.
