@@ -121,8 +121,8 @@ class Cell:
 
     @property
     def recipe_sha256(self) -> str:
-        """What tells this run from one with other settings."""
-        return hashlib.sha256(self.recipe.model_dump_json().encode()).hexdigest()
+        """What tells this run from one with other settings; a default that a later version adds is none."""
+        return hashlib.sha256(self.recipe.model_dump_json(exclude_defaults=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

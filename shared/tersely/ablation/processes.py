@@ -24,6 +24,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_SECONDS = 0.2
 FREE_SECONDS = 60.0
 """How long the processes of a killed predecessor may take to end: more than the grace that their lifelines give."""
+LOCKS = (".up.lock", ".trainer.lock")
+"""In a run directory, held by its supervisor and by its trainer."""
 STOP_SECONDS = 60.0
 """How long a stopped `tersely up` may take; by then it has killed what would not drain."""
 
@@ -154,17 +156,19 @@ def held_alone(folder: Path) -> Iterator[None]:
 
 
 def wait_until_free(run_dir: Path, seconds: float = FREE_SECONDS) -> None:
-    """Waits for a `tersely up` in a run directory whose supervisor was killed: it is about to end.
+    """Waits for a `tersely up` in a run directory, and for its trainer: those of a killed predecessor are about to end.
 
     Raises:
-        RunDirBusy: It does not.
+        RunDirBusy: They do not.
     """
     if not run_dir.is_dir():
         return
-    try:
-        with FileLock(run_dir / ".up.lock").acquire(timeout=seconds):
-            return
-    except Timeout:
-        raise RunDirBusy(
-            f"A `tersely up` that is not ours works in {run_dir}.", "Wait for it, or stop it, then start again."
-        ) from None
+    deadline = time.monotonic() + seconds
+    for name in LOCKS:
+        try:
+            with FileLock(run_dir / name).acquire(timeout=max(0.0, deadline - time.monotonic())):
+                continue
+        except Timeout:
+            raise RunDirBusy(
+                f"A `tersely up` that is not ours works in {run_dir}.", "Wait for it, or stop it, then start again."
+            ) from None
