@@ -77,6 +77,7 @@ class Collector:
         self._accepted: dict[GroupId, Arrival] = {}
         self._labels: dict[PolicyVersion, str] = {}
         self._current: WeightsLabel | None = None
+        self._version = PolicyVersion(0)
         self._missing: set[GroupId] = set()
         self._unsent: list[Issue] = []
         self._sending_broke = False
@@ -93,6 +94,16 @@ class Collector:
         """
         self._current = current
         self._labels[current.policy_version] = current.weights_sha256
+        self.expect_version(current.policy_version, step)
+
+    def expect_version(self, version: PolicyVersion, step: int) -> None:
+        """Groups that come in from now on are for a step of an asynchronous run.
+
+        Args:
+            version: That its groups' age counts from; `know_label` tells its hash before anybody samples with it.
+            step: Counts from 1; says which rewards have which weight.
+        """
+        self._version = version
         self._weights = self._recipe.reward_weights(step)
 
     def begin_refills(self, dropped: int = 0) -> None:
@@ -105,7 +116,7 @@ class Collector:
         self.refills_exhausted = False
 
     def know_label(self, label: WeightsLabel) -> None:
-        """Registers weights of the past whose samples may still come in."""
+        """Registers weights whose samples may come in; any thread's call."""
         self._labels[label.policy_version] = label.weights_sha256
 
     def know_only(self, labels: Iterable[WeightsLabel]) -> None:
@@ -282,8 +293,7 @@ class Collector:
         return self._staleness_fault(arrival)
 
     def _staleness_fault(self, arrival: Arrival) -> str:
-        assert self._current is not None
-        lag = self._current.policy_version - oldest_version(arrival.group)
+        lag = self._version - oldest_version(arrival.group)
         if lag > self._recipe.run.max_staleness:
             return f"{lag} versions old, max_staleness is {self._recipe.run.max_staleness}"
         return ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import structlog
@@ -18,8 +17,8 @@ from tersely.trainer.history import History
 from tersely.trainer.keeper import CheckpointKeeper
 from tersely.trainer.parts import Every, Parts, Standing
 from tersely.trainer.patience import Patience
-from tersely.trainer.publishing import prepare_version
-from tersely.trainer.resume import Position, commit_version
+from tersely.trainer.publishing import Publisher
+from tersely.trainer.resume import Position
 from tersely.trainer.ring import Arrival
 from tersely.trainer.samples import training_group
 from tersely.types import PolicyVersion, WeightsLabel
@@ -47,12 +46,14 @@ class TrainingLoop:
         history.initial = initial
         self._standing = Standing(
             step=position.step,
-            label=position.label,
+            settled_label=position.label,
+            version=position.label.policy_version,
             highest_version=PolicyVersion(max(history.highest_version, position.label.policy_version)),
             checkpointed_step=position.checkpointed_step,
             roll_backs=len(history.rollbacks),
             rolled_back_at=max(history.rollbacks, default=0),
         )
+        self._publisher = Publisher(parts, self._standing, history)
         self._patience = Patience(parts)
         self._evaluator = Evaluator(parts, self._standing, self._patience, initial)
         self._keeper = CheckpointKeeper(parts, self._standing, history)
@@ -80,6 +81,12 @@ class TrainingLoop:
         Raises:
             NoSignal, TrainerSuperseded.
         """
+        try:
+            return self._run()
+        finally:
+            self._publisher.close()
+
+    def _run(self) -> bool:
         parts, standing = self._parts, self._standing
         steps = parts.recipe.run.steps
         if standing.step > 0 or steps == 0:
@@ -102,6 +109,7 @@ class TrainingLoop:
             self._evaluator.after()
             parts.collector.close_out()
         self._keeper.choose_best()
+        self._publisher.settle()
         return finished and not parts.drain.is_set()
 
     def _take_over(self) -> None:
@@ -147,15 +155,15 @@ class TrainingLoop:
         health = parts.learner.train([training_group(group) for group in groups], step)
         learned = time.monotonic()
         reach("after_step")
-        sampled_at = standing.label.policy_version
-        self._publish(step)
+        sampled_at = standing.version
+        self._publisher.publish(step)
         published = time.monotonic()
         figures = parts.recorder.trained(
             step,
             groups,
             health,
             sampled_at=sampled_at,
-            made=standing.label,
+            made=standing.version,
             seconds={
                 "wait": waited - began,
                 "log": logged - waited,
@@ -176,10 +184,14 @@ class TrainingLoop:
     def _collect(self) -> list[Arrival] | None:
         """A batch, an empty list when all signal is gone, or None when a drain came first."""
         parts, standing = self._parts, self._standing
-        parts.collector.begin_step(standing.label, standing.step + 1)
+        if parts.recipe.synchronous:
+            parts.collector.begin_step(standing.label, standing.step + 1)
+        else:
+            parts.collector.expect_version(standing.version, standing.step + 1)
         look = Every(_LOOK_FOR_LOST_SECONDS)
 
         def gather() -> list[Arrival] | None:
+            self._publisher.check()
             if look.due():
                 # A reply lost on the way leaves groups with us that we never saw.
                 parts.collector.take_again()
@@ -195,20 +207,6 @@ class TrainingLoop:
                     parts.events.write("alarm", name="batch_short", step=standing.step + 1, groups=len(batch))
                 return batch
         return None
-
-    def _publish(self, step: int) -> None:
-        parts, standing = self._parts, self._standing
-        parts.directory.check_incarnation()
-        prepared = prepare_version(parts.store, standing.next_version(), parts.learner)
-        commit_version(parts.wal, step, prepared.label)
-        self._history.committed(step, prepared.label)
-        parts.collector.know_label(prepared.label)
-        standing.label = parts.store.announce(prepared)
-        reach("after_publish")
-        standing.step = step
-        # Groups come in during an evaluation too, and those are for the step after it.
-        parts.collector.begin_step(standing.label, step + 1)
-        parts.events.write("version_published", step=step, **asdict(standing.label))
 
     def _no_signal(self) -> None:
         parts, standing = self._parts, self._standing

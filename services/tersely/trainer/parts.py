@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tersely.config import Recipe
@@ -65,25 +65,40 @@ class Standing:
 
     Attributes:
         step: Steps trained.
-        label: Label of the weights last published.
+        settled_label: Label of the weights last published; to be asked for as `label`.
+        version: Version of the weights that the learner holds; its label may be on its way to the log yet.
         highest_version: Highest version number ever given out.
         checkpointed_step: Step of the newest checkpoint.
         without_signal: Batches in a row that came to nothing.
         roll_backs: How often the run went back to an earlier state.
         rolled_back_at: Step after which it did so last; 0: never.
         stopped_by: Why the run is being stopped, for people; empty: nothing but its end or a drain stops it.
+        settle: Waits until the weights that the learner holds are published.
     """
 
     step: int
-    label: WeightsLabel
+    settled_label: WeightsLabel
+    version: PolicyVersion
     highest_version: PolicyVersion
     checkpointed_step: int = 0
     without_signal: int = 0
     roll_backs: int = 0
     rolled_back_at: int = 0
     stopped_by: str = ""
+    settle: Callable[[], None] = lambda: None
+
+    @property
+    def label(self) -> WeightsLabel:
+        """Label of the weights that the learner holds; waits until they are published."""
+        self.settle()
+        return self.settled_label
+
+    @label.setter
+    def label(self, label: WeightsLabel) -> None:
+        self.settled_label, self.version = label, label.policy_version
 
     def next_version(self) -> PolicyVersion:
-        """A number never used before; it counts as given out."""
+        """A number never used before; it counts as given out. Waits until the one before is published."""
+        self.settle()
         self.highest_version = PolicyVersion(self.highest_version + 1)
         return self.highest_version

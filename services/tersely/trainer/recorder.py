@@ -15,7 +15,7 @@ from tersely.trainer.history import Rollback
 from tersely.trainer.mismatch import mismatch_by_node
 from tersely.trainer.samples import batch_figures, oldest_version, sample_rows
 from tersely.trainer.status import Status
-from tersely.types import GroupId, PolicyVersion, WeightsLabel
+from tersely.types import GroupId, PolicyVersion
 from tersely.v1 import group_pb2
 
 _NOT_FIGURES = ("advantages", "seconds", "group_mismatch")
@@ -78,7 +78,7 @@ class Recorder:
         health: StepHealth,
         *,
         sampled_at: PolicyVersion,
-        made: WeightsLabel,
+        made: PolicyVersion,
         seconds: Mapping[str, float],
         dropped: int,
         replayed: bool = False,
@@ -90,7 +90,7 @@ class Recorder:
             groups: The batch.
             health: What the learner measured.
             sampled_at: Version that was current when the batch was formed; staleness counts from it.
-            made: Label of the weights after the step.
+            made: Version of the weights after the step.
             seconds: Duration per phase of the loop; the learner's own phases are added.
             dropped: Groups that fell out on the way to this batch.
             replayed: Whether the batch was taken from the log after a restart.
@@ -119,7 +119,7 @@ class Recorder:
             )
         figures: dict[str, Any] = {
             "step": step,
-            "policy_version": made.policy_version,
+            "policy_version": made,
             **batch_figures(groups),
             **{key: value for key, value in asdict(health).items() if key not in _NOT_FIGURES},
             "mismatch_by_node": mismatch_by_node(groups, health.group_mismatch, sampled_at),
@@ -137,7 +137,7 @@ class Recorder:
             figures["reward_weights"] = self._recipe.reward_weights(step)
         self._fallen.clear()
         self._events.write("step_finished", **figures)
-        self._status.update(step=step, policy_version=made.policy_version, last_step=figures)
+        self._status.update(step=step, policy_version=made, last_step=figures)
         return figures
 
     def rolled_back(self, rollback: Rollback) -> None:

@@ -94,7 +94,7 @@ def restore(
             done.groups,
             done.health,
             sampled_at=sampled_at,
-            made=label,
+            made=label.policy_version,
             seconds={"learn": done.seconds},
             dropped=history.dropped.get(step, 0),
             replayed=True,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 
 class WriteAheadLog:
-    """Appends records and reads them back.
+    """Appends records, from any thread, and reads them back.
 
     Args:
         path: The log file; created with its folder when it is not there.
@@ -43,6 +44,7 @@ class WriteAheadLog:
     def __init__(self, path: Path, guard: Callable[[], None] | None = None) -> None:
         self.path = path
         self._guard = guard
+        self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._intact_bytes, torn = _scan(path)
         if torn:
@@ -72,6 +74,10 @@ class WriteAheadLog:
         Raises:
             DiskFull: The log is as it was before.
         """
+        with self._lock:
+            self._append(record, sync=sync)
+
+    def _append(self, record: log_pb2.LogRecord, *, sync: bool) -> None:
         self.check()
         record.time = time.time()
         payload = record.SerializeToString()

@@ -126,7 +126,7 @@ class Bench:
             eval_prompts=["one"],
         )
         self.history = fold(self.wal.records())
-        self.standing = Standing(0, WeightsLabel(PolicyVersion(0), "hash-of-0"), PolicyVersion(0))
+        self.standing = Standing(0, WeightsLabel(PolicyVersion(0), "hash-of-0"), PolicyVersion(0), PolicyVersion(0))
         parts: Any = self.parts
         self.keeper = CheckpointKeeper(parts, self.standing, self.history)
         self.desk = AlarmDesk(self.parts, self.standing, self.keeper, self.history, self.watch)  # type: ignore[arg-type]

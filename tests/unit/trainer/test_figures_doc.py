@@ -62,7 +62,9 @@ def step_figures(recorder: Recorder, path: Path, step: int = 1) -> dict[str, Any
     values = {field.name: 1 for field in fields(StepHealth)}
     advantages = {GroupId(group.group.prompt.group_id): (1.0, -1.0) for group in groups}
     health = StepHealth(**{**values, "advantages": advantages, "group_mismatch": {}, "seconds": {"forward": 0.1}})
-    recorder.trained(step, groups, health, sampled_at=V0.policy_version, made=V0, seconds={"wait": 1.0}, dropped=0)
+    recorder.trained(
+        step, groups, health, sampled_at=V0.policy_version, made=V0.policy_version, seconds={"wait": 1.0}, dropped=0
+    )
     return [event for event in read_events(path / "events.jsonl") if event["kind"] == "step_finished"][-1]
 
 

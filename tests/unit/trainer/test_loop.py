@@ -60,7 +60,7 @@ def test_what_comes_in_after_a_version_is_published_is_judged_for_the_step_to_co
         )
         loop = TrainingLoop(parts, Position(0, V0), History(), V0)
         assert collector.calls == [("begin_step", 0, 1)]
-        loop._publish(1)
+        loop._publisher.publish(1)
         assert collector.calls[1:] == [("begin_step", 1, 2)]
         wal.close()
 

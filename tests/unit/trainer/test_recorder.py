@@ -72,7 +72,7 @@ def train(recorder: Recorder, *names: str) -> None:
     advantages = {GroupId(name): (1.0, -1.0) for name in names}
     health = StepHealth(**{**values, "advantages": advantages, "group_mismatch": {}, "seconds": {}})
     groups = [a_group(name) for name in names]
-    recorder.trained(1, groups, health, sampled_at=V0.policy_version, made=V0, seconds={}, dropped=0)
+    recorder.trained(1, groups, health, sampled_at=V0.policy_version, made=V0.policy_version, seconds={}, dropped=0)
 
 
 def rows(folder: Path) -> Counter[tuple[str, int, str]]:
