@@ -44,7 +44,9 @@ def evaluate(
     judge: Annotated[
         str | None, typer.Option("--judge", metavar="URL", help="OpenAI-compatible endpoint that judges.")
     ] = None,
-    judge_model: Annotated[str | None, typer.Option("--judge-model", metavar="NAME")] = None,
+    judge_model: Annotated[
+        str | None, typer.Option("--judge-model", metavar="NAME", help="Model there (default: the only one).")
+    ] = None,
     judge_key_env: Annotated[
         str | None, typer.Option("--judge-key-env", metavar="NAME", help="Variable with the endpoint's key.")
     ] = None,
@@ -67,8 +69,8 @@ def evaluate(
     from tersely.telemetry.logging import configure_logging
 
     configure_logging("evaluate", level="WARNING")
-    if judge and not judge_model:
-        raise typer.BadParameter("--judge needs the name of the model that serves there.", param_hint="--judge-model")
+    if judge_model and not judge:
+        raise typer.BadParameter("A model that judges needs the URL where it is served.", param_hint="--judge")
     given = {
         "data": data,
         "split": split,
@@ -112,10 +114,10 @@ def evaluate(
             "engine": done.engine,
             "base": None if base_folder is None else {"model": base or (recipe and recipe.model.name) or model},
             "best_of_by": dict(best.weights) if beside else None,
-            "judge": judge_model,
+            "judge": judge_model or judge,
             "final": is_test_split(settings.split),
         }
-        judged_by = _judge(judge, judge_model, judge_key_env) if judge and judge_model else None
+        judged_by = _judge(judge, judge_model, judge_key_env) if judge else None
         found = build_evaluation(head, done.prompts, arms, beside, score, extra_rewards=extra, judge=judged_by)
     if out:
         write_evaluation(out, found)
@@ -195,7 +197,7 @@ def _identity(folder: Path, weights_sha256: str, recipe: Recipe | None) -> dict[
     }
 
 
-def _judge(url: str, name: str, key_env: str | None) -> Judge:
+def _judge(url: str, name: str | None, key_env: str | None) -> Judge:
     from tersely.cli.evaluating import judge_rows
 
     return lambda rows: judge_rows(rows, url, name, key_env)

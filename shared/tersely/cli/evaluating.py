@@ -61,7 +61,7 @@ def complete(
 
 
 def judge_rows(
-    rows: Sequence[Mapping[str, Any]], url: str, model: str, key_env: str | None
+    rows: Sequence[Mapping[str, Any]], url: str, model: str | None, key_env: str | None
 ) -> list[dict[str, Any] | None]:
     """The judge's result per row, by `tersely judge-file`: the judge's packages have an environment of their own.
 
@@ -74,7 +74,8 @@ def judge_rows(
         lines = (json.dumps({key: row[key] for key in keys}, ensure_ascii=False) + "\n" for row in rows)
         source.write_text("".join(lines), encoding="utf-8")
         command = [sys.executable, "-m", "tersely.cli", "judge-file", str(source), "--base-url", url]
-        command += ["--model", model, "-o", str(target), *(["--api-key-env", key_env] if key_env else [])]
+        command += ["-o", str(target), *(["--model", model] if model else [])]
+        command += ["--api-key-env", key_env] if key_env else []
         # Its progress and complaints go where ours do; only its standard output is kept apart.
         ended = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
         if ended.returncode != 0 or not target.is_file():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tersely.errors import ConfigValue, PackageMissing, RewardFailed, RewardUnknown
+from tersely.errors import ConfigValue, DownloadFailed, PackageMissing, RewardFailed, RewardUnknown
 from tersely.evaluation import WITHIN_TOKENS
 
 Row = dict[str, Any]
@@ -138,7 +138,7 @@ def measure(
         name = scored.metric.name
         try:
             found = _score(rows, score, scored.reward, scored.options)
-        except (RewardFailed, RewardUnknown, PackageMissing, ConfigValue) as error:
+        except (RewardFailed, RewardUnknown, PackageMissing, ConfigValue, DownloadFailed) as error:
             left_out[name] = error.message
             if scored.fallback is None:
                 continue
