@@ -51,20 +51,14 @@ class CellDir:
         Raises:
             RunDirNotEmpty: It holds a run with other settings.
         """
-        note = self.path / "cell.json"
-        found = read_json(note)
+        found = self.check(cell)
         if found is not None and found.get("recipe_sha256") != cell.recipe_sha256:
-            if self.state != "new":
-                raise RunDirNotEmpty(
-                    f"{self.path} holds a run with other settings than {cell.name} has now.",
-                    "Give another --dir, or remove that folder to train it again.",
-                )
             shutil.rmtree(self.path)
         elif found is not None and found.get("measure") != measure:
             self.evaluation.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(
-            note,
+            self.path / "cell.json",
             {
                 "config": cell.arm.config,
                 "schedule": cell.arm.schedule,
@@ -74,6 +68,20 @@ class CellDir:
                 "measure": measure,
             },
         )
+
+    def check(self, cell: Cell) -> dict[str, object] | None:
+        """What the directory says that it holds; None if it says nothing.
+
+        Raises:
+            RunDirNotEmpty: It holds a run with other settings than the cell's.
+        """
+        found = read_json(self.path / "cell.json")
+        if found is not None and found.get("recipe_sha256") != cell.recipe_sha256 and self.state != "new":
+            raise RunDirNotEmpty(
+                f"{self.path} holds a run with other settings than {cell.name} has now.",
+                "Give another --dir, or remove that folder to train it again.",
+            )
+        return found
 
     @property
     def state(self) -> CellState:

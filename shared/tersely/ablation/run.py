@@ -13,6 +13,7 @@ from typing import Protocol
 from tersely.ablation.cells import CellDir
 from tersely.ablation.plan import Cell, Matrix
 from tersely.ablation.processes import Ended, wait_until_free
+from tersely.errors import RunDirMissing
 from tersely.view.figures import duration
 
 POLL_SECONDS = 0.5
@@ -98,6 +99,24 @@ def run_matrix(
                 future.cancel()
             raise
     return [future.result() for future in futures]
+
+
+def measured_so_far(matrix: Matrix, folder: Path) -> list[CellOutcome]:
+    """The outcomes as they stand, without running anything.
+
+    Raises:
+        RunDirMissing: There is no ablation in the directory.
+        RunDirNotEmpty: A cell's directory holds a run with other settings.
+    """
+    if not (folder / "cells").is_dir():
+        raise RunDirMissing(f"There is no ablation in {folder}.", "Check --dir, or leave --report-only out.")
+    outcomes = []
+    for cell in matrix.cells:
+        directory = CellDir(folder / "cells" / cell.name)
+        directory.check(cell)
+        state = directory.state
+        outcomes.append(CellOutcome(cell, directory, "" if state == "measured" else f"not measured yet ({state})"))
+    return outcomes
 
 
 def _watch(futures: list[Future[CellOutcome]]) -> None:
