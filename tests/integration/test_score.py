@@ -90,6 +90,7 @@ def score_command(source: Path, output: Path, *more: str) -> list[str]:
     return [*command, "--target-tokens", "100", "--batch-rows", "5", *more]
 
 
+@pytest.mark.timeout(300)
 def test_one_of_two_scorers_is_killed_amid_a_batch_and_every_line_is_there_once_in_order(
     start: Start, source: Path, tmp_path: Path, valkey_client: redis.Redis, valkey_url: str
 ) -> None:
@@ -138,6 +139,7 @@ def test_one_of_two_scorers_is_killed_amid_a_batch_and_every_line_is_there_once_
     }
 
 
+@pytest.mark.timeout(300)
 def test_killed_then_interrupted_then_left_alone_the_same_command_ends_with_every_line_once(
     start: Start, source: Path, tmp_path: Path
 ) -> None:

@@ -112,7 +112,7 @@ def shown() -> Iterator[Callable[[Any], None]]:
         yield _in_lines()
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, refresh_per_second=4) as bar:
         task = bar.add_task("starting", total=None)
         yield lambda now: bar.update(task, description=_who(now), completed=now.done, total=now.rows)
 
@@ -149,7 +149,8 @@ def in_words(summary: dict[str, Any]) -> str:
         lines.append(f"{name:<{width}}  {mean}{absent}")
     speed = summary["pairs_per_second"]
     rate = "" if speed is None else f", {speed:g} pairs/s"
-    scorers = f" by {len(summary['scorers'])} scorers" if summary["scorers"] else ""
+    count = len(summary["scorers"])
+    scorers = f" by {count} scorer{'s' if count > 1 else ''}" if count else ""
     lines.append(f"{summary['rows_written']} of {summary['rows']} rows in {summary['seconds']:.1f} s{rate}{scorers}")
     if summary["complete"]:
         lines.append(f"written to {summary['output']}")

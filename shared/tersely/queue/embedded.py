@@ -150,6 +150,8 @@ class EmbeddedServer:
                 # Refused while it starts, LOADING while it reads its file; somebody else's server has another pid.
                 with contextlib.suppress(redis.RedisError):
                     if int(client.info("server")["process_id"]) == self.pid:
+                        # INFO is answered while it still reads its file, PING is not.
+                        client.ping()
                         return True
                 time.sleep(0.02)
         return False
