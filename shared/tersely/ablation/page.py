@@ -30,6 +30,7 @@ td .muted, td small { display: block; white-space: nowrap; } small { font-size: 
 .arms td { white-space: nowrap; } tr.found td { font-weight: 600; } .left td { text-align: left; white-space: normal; }
 .tests td:nth-child(-n+3), .tests th:nth-child(-n+3) { text-align: left; white-space: nowrap; }
 .small { grid-template-columns: repeat(auto-fit, minmax(min(240px, 100%), 1fr)); }
+.summaries th { text-align: left; } .summaries td:nth-child(2) { width: 1%; }
 .summaries td:nth-child(3) { text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; min-width: 14rem; }
 """
 _BINS = 24
