@@ -20,7 +20,7 @@ class LeaseDesk:
     """A lease is held from XREADGROUP until its group is handed on, struck, given back, or found lost.
 
     Args:
-        prompts: Stream to lease from.
+        prompts: Stream to lease from; each stream has a desk of its own.
         completions_key: Stream to hand on to.
         keeper: Renews leases; running.
         stopping: Set to drain; ends every waiting.
@@ -52,8 +52,17 @@ class LeaseDesk:
         """Leases held now."""
         return len(self._held)
 
-    def take(self, count: int, block_seconds: float) -> list[Lease]:
-        """Leases up to `count` groups, waiting so long for the first one."""
+    def take(self, count: int, block_seconds: float, *, patient: bool = True) -> list[Lease] | None:
+        """Leases up to `count` groups, waiting so long for the first one.
+
+        Args:
+            count: >= 1.
+            block_seconds: 0 does not wait.
+            patient: Try again while Redis does not answer or is full.
+
+        Returns:
+            None: the server did not answer, and was not to be waited for.
+        """
 
         def lease() -> list[Lease]:
             leases = self._prompts.lease(count, block_seconds)
@@ -62,7 +71,14 @@ class LeaseDesk:
                 self._keeper.hold(one)
             return leases
 
-        return self._patiently(lease)
+        if patient:
+            return self._patiently(lease)
+        try:
+            return lease()
+        except (RedisUnreachable, RedisOutOfMemory) as error:
+            self.last_error = str(error)
+            _log.warning("no_groups_taken", kind=error.kind, message=error.message)
+            return None
 
     def lost(self, lease: Lease) -> bool:
         """Whether a renewal found that the group is with another worker."""

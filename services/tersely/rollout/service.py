@@ -110,17 +110,21 @@ def _work_in(joined: Joined, engines: _Engines, stopping: threading.Event) -> No
         presence = TrainerPresence(joined.channel, joined.address, TRAINER_PATIENCE_SECONDS)
         weights = WeightsClient(joined.channel, joined.run_id, joined.node_id)
         stack.enter_context(_closed_on_drain(weights, stopping))
-        prompts = WorkStream(
-            redis_client,
-            keys.prompts,
-            "rollout",
-            joined.node_id,
-            lease_seconds=recipe.queue.lease_seconds,
-            max_strikes=recipe.queue.max_strikes,
-            max_expired_leases=recipe.queue.max_expired_leases,
-            quarantine_key=keys.quarantine,
-        )
-        prompts.create()
+        streams = [
+            WorkStream(
+                redis_client,
+                key,
+                "rollout",
+                joined.node_id,
+                lease_seconds=recipe.queue.lease_seconds,
+                max_strikes=recipe.queue.max_strikes,
+                max_expired_leases=recipe.queue.max_expired_leases,
+                quarantine_key=keys.quarantine,
+            )
+            for key in (keys.prompts, keys.evaluation_prompts)
+        ]
+        for stream in streams:
+            stream.create()
         manifest = _first_manifest(weights, presence, stopping)
         if manifest is None:
             return
@@ -138,9 +142,14 @@ def _work_in(joined: Joined, engines: _Engines, stopping: threading.Event) -> No
         heartbeat.update(engine=f"{can.name} {can.device} {can.dtype}")
         stack.enter_context(fetcher)
         stack.callback(weights.close)  # before the fetcher ends: a fetch that goes on is called off
+        training, evaluations = (
+            LeaseDesk(stream, keys.completions, stack.enter_context(LeaseKeeper(stream)), stopping)
+            for stream in streams
+        )
         RolloutWorker(
             node_id=joined.node_id,
-            leases=LeaseDesk(prompts, keys.completions, stack.enter_context(LeaseKeeper(prompts)), stopping),
+            leases=training,
+            evaluations=evaluations,
             holder=WeightsHolder(engine, source, fetcher, model_folder),
             engine=engine,
             decode=decode,

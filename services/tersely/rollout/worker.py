@@ -7,37 +7,29 @@ the engine, hand on what that finished. Weights come in the background meanwhile
 from __future__ import annotations
 
 import threading
-import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import structlog
-from google.protobuf.message import DecodeError
 
 from tersely.errors import EngineFailed, TerselyError, WeightsUnavailable
 from tersely.node.meter import RateMeter
 from tersely.queue import Lease
-from tersely.rollout.engines.base import Engine, GeneratedGroup, is_bit_exact
+from tersely.rollout.engines.base import Engine, GeneratedGroup
 from tersely.rollout.holder import WeightsHolder
+from tersely.rollout.intake import Intake
 from tersely.rollout.leases import LeaseDesk
+from tersely.rollout.work import Work, completion_group
 from tersely.types import NodeId, WeightsLabel
-from tersely.v1 import common_pb2, group_pb2
 
 _log = structlog.get_logger(__name__)
 
 _MOST_UNAVAILABLE = 3
 """How often a group goes back because its weights can't be had, before that is a strike."""
 
-_BLOCK_SECONDS = 0.5
-"""How long an idle worker waits for a group before it looks at weights and trainer again."""
-
 _LOOK_SECONDS = 0.05
 """How soon a worker with something to wait for looks again."""
-
-_EMPTY_LOOK_SECONDS = 0.25
-"""How soon a worker that generates looks again for groups where there were none: each look is time without a step."""
 
 _MOST_STRUCK = 3
 """Different groups struck with none finished between, after which the fault is the worker's and it ends."""
@@ -61,34 +53,13 @@ class Report(Protocol):
         """Takes the newest values."""
 
 
-@dataclass(slots=True, eq=False)
-class Work:
-    """A leased group.
-
-    Attributes:
-        lease: Its lease.
-        group: The group.
-        alone: Whether it was in a batch that failed, and is tried again with nothing beside it.
-    """
-
-    lease: Lease
-    group: group_pb2.PromptGroup
-    alone: bool = False
-
-    @property
-    def required(self) -> WeightsLabel | None:
-        """The only weights that may generate it; None: any that are recent."""
-        if not self.group.HasField("required_weights"):
-            return None
-        return WeightsLabel.from_proto(self.group.required_weights)
-
-
 class RolloutWorker:
     """Generates groups until told to stop.
 
     Args:
         node_id: The name in what it generates.
-        leases: Takes and ends leases.
+        leases: Takes and ends leases of training groups.
+        evaluations: The same for held-out prompts, which are generated when there is no training group.
         holder: Puts weights into the engine.
         engine: Samples; called from the thread that runs `run` only.
         decode: Ids to text without special tokens.
@@ -106,6 +77,7 @@ class RolloutWorker:
         *,
         node_id: NodeId,
         leases: LeaseDesk,
+        evaluations: LeaseDesk | None = None,
         holder: WeightsHolder,
         engine: Engine,
         decode: Callable[[Sequence[int]], str],
@@ -117,7 +89,8 @@ class RolloutWorker:
         pause_seconds: float = 0.5,
     ) -> None:
         self._node_id = node_id
-        self._leases = leases
+        self._intake = Intake(leases, evaluations, engine)
+        self._waiting = self._intake.waiting
         self._holder = holder
         self._engine = engine
         self._engine_name = engine.capabilities().name
@@ -128,12 +101,8 @@ class RolloutWorker:
         self._max_staleness = max_staleness
         self._check_trainer = check_trainer
         self._pause = pause_seconds
-        self._waiting: deque[Work] = deque()
         self._running: dict[str, Work] = {}
-        self._last: group_pb2.PromptGroup | None = None
-        self._most_rows: int | None = None
         self._struck: set[str] = set()
-        self._found_nothing_at = 0.0
         self._draining = False
         self._unavailable: Counter[str] = Counter()
         self._rate = RateMeter()
@@ -156,7 +125,7 @@ class RolloutWorker:
                 self._turn()
         finally:
             self._report("draining", "giving leases back")
-            self._leases.give_all_back()
+            self._intake.give_all_back()
             for group_id in self._running:
                 self._engine.cancel(group_id)
 
@@ -174,7 +143,7 @@ class RolloutWorker:
 
     def _turn(self) -> None:
         for work in [*self._waiting, *self._running.values()]:
-            if self._leases.lost(work.lease):
+            if work.desk.lost(work.lease):
                 self._drop(work)
         self._lease_more()
         self._change_weights()
@@ -188,47 +157,18 @@ class RolloutWorker:
             self._holder.wait(_LOOK_SECONDS)
 
     def _lease_more(self) -> None:
-        count = 0 if self._waiting or self._draining or self._behind() else self._room()
-        if not count:
+        if self._draining or self._behind():
             return
-        if self._running:
-            if time.monotonic() - self._found_nothing_at < _EMPTY_LOOK_SECONDS:
-                return
-            block = 0.0
-        else:
+        if not self._running and not self._waiting:
             self._report("waiting", "for groups")
-            block = _BLOCK_SECONDS
-        leases = self._leases.take(count, block)
-        for lease in leases:
-            try:
-                self._waiting.append(Work(lease, group_pb2.PromptGroup.FromString(lease.payload)))
-            except DecodeError as error:
-                self._leases.strike(lease, EngineFailed.kind, f"The entry is no PromptGroup: {error}")
-        if self._waiting:
-            self._last = self._waiting[-1].group
-        elif not leases:
-            self._found_nothing_at = time.monotonic()
-
-    def _room(self) -> int:
-        """Groups like the last one that could be admitted now; nothing is leased to lie about."""
-        if self._last is None:
-            return 1
-        if is_bit_exact(self._last) or any(work.alone for work in self._running.values()):
-            return 0 if self._running else 1
-        most = self._engine.capabilities().batch_sequences
-        if self._most_rows is not None:
-            most = min(most, self._most_rows)
-        free = (most - self._engine.rows_running) // max(self._last.group_size, 1)
-        return max(free, 0 if self._running else 1)
+        self._intake.look(self._running.values())
 
     def _behind(self) -> bool:
         """Whether the weights held are too old to take groups for; a pinned evaluation is finished first."""
         newest, held = self._holder.newest(), self._holder.label
         if newest is None or held is None or newest.policy_version - held.policy_version <= self._max_staleness:
             return False
-        last = self._last
-        pinned = last is not None and last.purpose == common_pb2.GROUP_PURPOSE_EVALUATION
-        return not (pinned and last is not None and last.required_weights == held.to_proto())
+        return not self._intake.evaluating(held)
 
     def _change_weights(self) -> None:
         """Swaps when other weights are here, the next group wants them, and nothing runs that must not see them."""
@@ -266,10 +206,10 @@ class RolloutWorker:
             self._unavailable[group_id] += isinstance(error, WeightsUnavailable)
             if self._unavailable[group_id] > _MOST_UNAVAILABLE:
                 del self._unavailable[group_id]
-                self._leases.strike(work.lease, error.kind, error.message)
+                work.desk.strike(work.lease, error.kind, error.message)
             else:
                 _log.warning("group_given_back", group_id=group_id, kind=error.kind, message=error.message)
-                self._leases.give_back(work.lease)
+                work.desk.give_back(work.lease)
         if not self._running:
             self._stopping.wait(self._pause)
 
@@ -298,7 +238,7 @@ class RolloutWorker:
                 return False  # One could go on under new weights, the other must not.
         if self._engine.has_room(work.group):
             return True
-        self._most_rows = self._engine.rows_running
+        self._intake.refused()
         return False
 
     def _step(self) -> None:
@@ -329,7 +269,7 @@ class RolloutWorker:
 
     def _strike(self, work: Work, kind: str, message: str) -> None:
         """Strikes a group; one after the other must not go to quarantine because of a worker that is broken."""
-        self._leases.strike(work.lease, kind, message)
+        work.desk.strike(work.lease, kind, message)
         self._struck.add(work.lease.group_id)
         if len(self._struck) >= _MOST_STRUCK:
             raise EngineFailed(
@@ -343,14 +283,17 @@ class RolloutWorker:
             self._engine.cancel(work.group.group_id)
         else:
             self._waiting.remove(work)
-        self._leases.drop_lost(work.lease)
+        work.desk.drop_lost(work.lease)
 
     def _hand_on(self, finished: list[tuple[Work, GeneratedGroup]]) -> None:
-        lost = self._leases.hand_on([(work.lease, self._message(done).SerializeToString()) for work, done in finished])
+        lost: list[Lease] = []
+        for desk in self._intake.desks:
+            messages = [(work.lease, self._message(done)) for work, done in finished if work.desk is desk]
+            if messages:
+                lost += desk.hand_on(messages)
         self._struck.clear()
         for work, done in finished:
-            if self._most_rows is not None:
-                self._most_rows += work.group.group_size  # Others may fit where that one did not.
+            self._intake.ended(work)
             self._rate.add(done.sampled_tokens)
             if work.lease in lost:
                 continue
@@ -363,20 +306,10 @@ class RolloutWorker:
                 seconds=round(done.seconds, 3),
                 weights=str(self._holder.label),
             )
-        self._report("generating", f"{self._leases.held} groups left")
+        self._report("generating", f"{self._intake.held} groups left")
 
-    def _message(self, done: GeneratedGroup) -> group_pb2.CompletionGroup:
-        message = group_pb2.CompletionGroup(
-            prompt=done.prompt,
-            rollout_node_id=self._node_id,
-            rollout_engine=self._engine_name,
-            generate_seconds=done.seconds,
-        )
-        for completion in done.completions:
-            added = message.completions.add()
-            added.CopyFrom(completion)
-            added.text = self._decode(completion.token_ids)
-        return message
+    def _message(self, done: GeneratedGroup) -> bytes:
+        return completion_group(done, self._node_id, self._engine_name, self._decode).SerializeToString()
 
     def _report(self, state: str, detail: str) -> None:
         self._report_to(
@@ -385,7 +318,7 @@ class RolloutWorker:
             policy_version=self._holder.policy_version,
             tokens_per_second=self._rate.per_second(),
             groups_finished=self.groups_finished,
-            leases=self._leases.held,
-            last_error=self._leases.last_error or self._holder.last_error,
+            leases=self._intake.held,
+            last_error=self._intake.last_error or self._holder.last_error,
             swap_pause_seconds=self._holder.swap_pause_seconds,
         )

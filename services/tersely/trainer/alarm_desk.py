@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -34,16 +34,25 @@ class AlarmDesk:
         keeper: Of checkpoints.
         history: The run's log; roll-backs are added to it.
         watch: Raises the alarms.
+        settle: Waits for the evaluations under way; False: a drain came first. The best checkpoint, which the run goes
+            back to, must not depend on which of them came in before the alarm.
     """
 
     def __init__(
-        self, parts: Parts, standing: Standing, keeper: CheckpointKeeper, history: History, watch: AlarmWatch
+        self,
+        parts: Parts,
+        standing: Standing,
+        keeper: CheckpointKeeper,
+        history: History,
+        watch: AlarmWatch,
+        settle: Callable[[], bool] = lambda: True,
     ) -> None:
         self._parts = parts
         self._standing = standing
         self._keeper = keeper
         self._history = history
         self._watch = watch
+        self._settle = settle
 
     def resume(self) -> None:
         """Comes to the state that the log tells of, and does what the last trainer did not get to."""
@@ -84,6 +93,9 @@ class AlarmDesk:
         what = ", ".join(dict.fromkeys(names))
         if action == "stop":
             self._stop(f"alarm {what} at step {standing.step} (alarms.action is stop)")
+            return
+        if not self._settle():
+            parts.events.write("roll_back_put_off", step=standing.step, alarms=list(names))
             return
         target = self._keeper.target()
         if standing.roll_backs >= MAX_ROLL_BACKS:
@@ -127,9 +139,14 @@ class AlarmDesk:
 def _not_acted_on(events: Iterable[Mapping[str, Any]], step: int) -> list[str]:
     """Names of alarms raised at a step whose trainer ended before it could act on them."""
     names: list[str] = []
+    put_off = False
     for event in events:
         if event["kind"] == "alarm" and "setting" in event and event.get("step") == step:
             names.append(str(event["name"]))
+        elif event["kind"] == "roll_back_put_off" and event["step"] == step:
+            put_off = True
+        elif event["kind"] == "run_drained" and put_off:
+            put_off = False
         elif event["kind"] in ("run_drained", "rolled_back"):
             names.clear()
     return names

@@ -1,13 +1,13 @@
 """Held-out evaluation at one pinned version, through the same workers and scorers as training.
 
-Evaluation groups are outside the training credits and the run's books. Each holds one greedy completion and some
-sampled ones of the same prompt with the same limit. Results are kept per prompt, so that before and after can be
-paired.
+Evaluation groups are outside the training credits and the run's books, and travel to the workers by a stream of their
+own: training groups come first. Each holds one greedy completion and some sampled ones of the same prompt with the same
+limit. Results are kept per prompt, so that before and after can be paired.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tersely.config import Recipe
@@ -74,25 +74,19 @@ class Evaluation:
 
     def send(self, issuer: Issuer, ring: Ring) -> None:
         """Sends all prompts on their way, but for those that an earlier trainer of the run sent."""
-        on_their_way = ring.groups_in_streams()
-        for index, prompt in enumerate(self._prompts):
-            group = issuer.evaluation_group(self.name, index, prompt, self.label)
-            if group.group_id not in on_their_way:
-                ring.send(group)
+        on_their_way = ring.evaluation_groups_in_streams()
+        ring.send_evaluation([group for group in self._groups(issuer) if group.group_id not in on_their_way])
 
     def resend_lost(self, issuer: Issuer, ring: Ring) -> None:
         """Sends prompts again that were in no stream at two calls in a row: the server was wiped."""
-        in_streams = ring.groups_in_streams()
-        lost = set()
+        known = ring.evaluation_groups_in_streams() | self._rows.keys() | self._failed
+        lost = [group for group in self._groups(issuer) if group.group_id not in known]
+        ring.send_evaluation([group for group in lost if group.group_id in self._missing])
+        self._missing = {group.group_id for group in lost if group.group_id not in self._missing}
+
+    def _groups(self, issuer: Issuer) -> Iterator[group_pb2.PromptGroup]:
         for index, prompt in enumerate(self._prompts):
-            group = issuer.evaluation_group(self.name, index, prompt, self.label)
-            if group.group_id in self._rows.keys() | self._failed or group.group_id in in_streams:
-                continue
-            if group.group_id in self._missing:
-                ring.send(group)
-            else:
-                lost.add(group.group_id)
-        self._missing = lost
+            yield issuer.evaluation_group(self.name, index, prompt, self.label)
 
     def take(self, scored: group_pb2.ScoredGroup) -> bool:
         """Books a group; False when it is not one of this evaluation, was sampled by other weights, or comes again."""
@@ -127,22 +121,21 @@ class Evaluation:
 
 
 class EvaluationDesk:
-    """The evaluation under way, if any: routes arrivals to it and lets go of their leases."""
+    """The evaluations under way, in the order they were begun: routes arrivals to them and lets go of their leases."""
 
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
-        self.current: Evaluation | None = None
+        self.under_way: list[Evaluation] = []
 
     def take(self, arrival: Arrival) -> None:
         """Books an evaluation group, or drops a copy nobody waits for."""
-        if self.current is not None:
-            self.current.take(arrival.group)
+        any(evaluation.take(arrival.group) for evaluation in self.under_way)
         self._ring.acknowledge([arrival.lease])
 
     def quarantined(self, group_id: str) -> None:
         """An evaluation group ended in the quarantine."""
-        if self.current is not None:
-            self.current.give_up_on(group_id)
+        for evaluation in self.under_way:
+            evaluation.give_up_on(group_id)
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

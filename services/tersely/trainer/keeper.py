@@ -73,6 +73,7 @@ class CheckpointKeeper:
     def choose_best(self) -> None:
         """Finds the best of the evaluated checkpoints and names it in best.json; of equals the earliest.
 
+        To be called whenever an evaluation is in, in the order in which they were due: "earliest" is by that.
         A checkpoint of a stretch that the run went back from can be the best: it is what it was measured as. So is one
         whose evaluation is no longer there, because the run ended with it and then went on.
         """
@@ -132,7 +133,9 @@ class CheckpointKeeper:
         best = self._parts.directory.read_json(_BEST)
         return Keeping(
             self._parts.recipe.run.keep_checkpoints,
-            protect=frozenset() if best is None else frozenset({best["step"]}),
+            protect=frozenset(
+                self._standing.evaluating if best is None else {*self._standing.evaluating, best["step"]}
+            ),
             rollbacks={rollback.step: rollback.to_step for rollback in self._history.rollbacks.values()},
             counts=self._counts,
         )

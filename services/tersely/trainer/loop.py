@@ -55,9 +55,11 @@ class TrainingLoop:
         )
         self._publisher = Publisher(parts, self._standing, history)
         self._patience = Patience(parts)
-        self._evaluator = Evaluator(parts, self._standing, self._patience, initial)
         self._keeper = CheckpointKeeper(parts, self._standing, history)
-        self._alarms = AlarmDesk(parts, self._standing, self._keeper, history, AlarmWatch(parts.recipe))
+        self._evaluator = Evaluator(parts, self._standing, self._patience, self._keeper, initial)
+        self._alarms = AlarmDesk(
+            parts, self._standing, self._keeper, history, AlarmWatch(parts.recipe), self._evaluator.settle
+        )
         self._take_over()
 
     @property
@@ -90,15 +92,16 @@ class TrainingLoop:
         parts, standing = self._parts, self._standing
         steps = parts.recipe.run.steps
         if standing.step > 0 or steps == 0:
-            self._keeper.catch_up()
             self._evaluator.before()
+            self._evaluator.resume(self._history)
+            self._keeper.catch_up()
             self._alarms.resume()
-            self._evaluate_between()
+            self._evaluator.between()
         while standing.step < steps and not parts.drain.is_set():
             self._one_step()
             if standing.step == 1:
                 self._evaluator.before()
-            self._evaluate_between()
+            self._evaluator.between()
         if parts.drain.is_set():
             parts.status.update(state="draining", waiting_for=None)
         finished = standing.step >= steps
@@ -106,6 +109,7 @@ class TrainingLoop:
             parts.collector.close_out()
         self._keeper.ensure()
         if finished:
+            self._evaluator.settle()
             self._evaluator.after()
             parts.collector.close_out()
         self._keeper.choose_best()
@@ -123,12 +127,6 @@ class TrainingLoop:
         per_try = min(recipe.credits, left) + recipe.run.max_refill
         self._standing.without_signal, dropped = divmod(history.dropped_since_batch, max(1, per_try))
         collector.begin_refills(dropped)
-
-    def _evaluate_between(self) -> None:
-        if self._evaluator.due() and not self._parts.drain.is_set():
-            self._keeper.ensure()
-            self._evaluator.between()
-            self._keeper.choose_best()
 
     def _one_step(self) -> None:
         parts, standing = self._parts, self._standing
@@ -197,6 +195,7 @@ class TrainingLoop:
                 parts.collector.take_again()
                 parts.collector.resend_lost()
             parts.collector.top_up(parts.recipe.run.steps - standing.step)
+            self._evaluator.tend()  # after the training groups, which come first
             parts.collector.poll(_POLL_SECONDS)
             return parts.collector.batch()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tersely.config import Recipe
 from tersely.data.prompts import PreparedPrompt
@@ -72,6 +72,7 @@ class Standing:
         without_signal: Batches in a row that came to nothing.
         roll_backs: How often the run went back to an earlier state.
         rolled_back_at: Step after which it did so last; 0: never.
+        evaluating: Steps whose weights are being evaluated; their checkpoints stay until that is over.
         stopped_by: Why the run is being stopped, for people; empty: nothing but its end or a drain stops it.
         settle: Waits until the weights that the learner holds are published.
     """
@@ -84,6 +85,7 @@ class Standing:
     without_signal: int = 0
     roll_backs: int = 0
     rolled_back_at: int = 0
+    evaluating: set[int] = field(default_factory=set)
     stopped_by: str = ""
     settle: Callable[[], None] = lambda: None
 

@@ -59,14 +59,15 @@ class Ring:
 
         patience = queue.max_expired_leases
         self.prompts = stream(self.keys.prompts, "rollout", queue.lease_seconds, patience)
+        self.evaluation_prompts = stream(self.keys.evaluation_prompts, "rollout", queue.lease_seconds, patience)
         self.completions = stream(self.keys.completions, "scorer", queue.lease_seconds, patience)
         # The trainer looks again at what it holds after each failure; that is no sign of poison.
         self.scored = stream(self.keys.scored, "trainer", _TRAINER_LEASE_SECONDS, sys.maxsize)
         self._quarantine = QuarantineReader(client, self.keys.quarantine)
 
     def create(self) -> None:
-        """Makes the three streams and their consumer groups where they are missing."""
-        for stream in (self.prompts, self.completions, self.scored):
+        """Makes the streams and their consumer groups where they are missing."""
+        for stream in (self.prompts, self.evaluation_prompts, self.completions, self.scored):
             stream.create()
 
     def send(self, group: group_pb2.PromptGroup) -> None:
@@ -76,6 +77,10 @@ class Ring:
     def send_many(self, groups: Sequence[group_pb2.PromptGroup]) -> None:
         """Puts groups on their way in their order, all or none."""
         self.prompts.add_many([(GroupId(group.group_id), group.SerializeToString()) for group in groups])
+
+    def send_evaluation(self, groups: Sequence[group_pb2.PromptGroup]) -> None:
+        """Puts held-out prompts where workers look when there is no training group for them; all or none."""
+        self.evaluation_prompts.add_many([(GroupId(group.group_id), group.SerializeToString()) for group in groups])
 
     def take(self, count: int, block_seconds: float) -> list[Arrival]:
         """Scored groups that have arrived; unreadable ones get a strike and end in the quarantine."""
@@ -102,22 +107,29 @@ class Ring:
         """Waiting and leased entries per stream."""
         return {
             "prompts": self.prompts.depth(),
+            "eval_prompts": self.evaluation_prompts.depth(),
             "completions": self.completions.depth(),
             "scored": self.scored.depth(),
         }
 
     def training_groups_in_streams(self) -> set[GroupId]:
-        """Ids of training groups now in any of the three streams."""
-        return {group_id for group_id in self.groups_in_streams() if not group_id.startswith(EVALUATION_PREFIX)}
+        """Ids of training groups now in any of the streams."""
+        found = self._in_streams(self.keys.prompts, self.keys.completions, self.keys.scored)
+        return {group_id for group_id in found if not group_id.startswith(EVALUATION_PREFIX)}
 
-    def groups_in_streams(self) -> set[GroupId]:
-        """Ids of all groups now in any of the three streams.
+    def evaluation_groups_in_streams(self) -> set[GroupId]:
+        """Ids of evaluation groups now in any of the streams."""
+        found = self._in_streams(self.keys.evaluation_prompts, self.keys.completions, self.keys.scored)
+        return {group_id for group_id in found if group_id.startswith(EVALUATION_PREFIX)}
+
+    def _in_streams(self, *keys: str) -> set[GroupId]:
+        """Ids of all groups now in any of these streams.
 
         The streams are read in the direction of travel, so that a group on the move is seen at least once.
         """
         found: set[GroupId] = set()
         with redis_errors():
-            for key in (self.keys.prompts, self.keys.completions, self.keys.scored):
+            for key in keys:
                 entries: Any = self._client.xrange(key)
                 for _, fields in entries:
                     group_id = fields.get(b"g", b"").decode()

@@ -18,6 +18,7 @@ Key space (Redis >= 7.0, Valkey >= 7.2; the braces are literal, a hash tag that 
 
     key                    type                    written by   holds
     t:{run}:prompts        stream, group rollout   trainer      PromptGroup
+    t:{run}:eval_prompts   stream, group rollout   trainer      PromptGroup of held-out prompts
     t:{run}:completions    stream, group scorer    rollout      CompletionGroup
     t:{run}:scored         stream, group trainer   scorer       ScoredGroup
     t:{run}:quarantine     stream                  any          QuarantinedGroup

@@ -91,7 +91,7 @@ def stage_of(key: str) -> str:
 def issue_number_of(stage: str, payload: bytes) -> int:
     """Issue number inside a payload of this stage; 0 when it can't be read."""
     try:
-        if stage == "prompts":
+        if stage in ("prompts", "eval_prompts"):
             return group_pb2.PromptGroup.FromString(payload).issue_number
         if stage == "completions":
             return group_pb2.CompletionGroup.FromString(payload).prompt.issue_number

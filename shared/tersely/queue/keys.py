@@ -19,6 +19,11 @@ class RunKeys:
         return self._key("prompts")
 
     @property
+    def evaluation_prompts(self) -> str:
+        """Stream of PromptGroup of held-out prompts: trainer to rollout, which has training groups first."""
+        return self._key("eval_prompts")
+
+    @property
     def completions(self) -> str:
         """Stream of CompletionGroup: rollout to scorer."""
         return self._key("completions")

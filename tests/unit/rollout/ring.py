@@ -107,7 +107,9 @@ class Ring:
     ) -> None:
         self.client, self.keys = client, RunKeys(RunId(folder.name))
         self.stream = self.consumer("worker", **options)
+        self.evaluation_prompts = self.consumer("worker", key=self.keys.evaluation_prompts, **options)
         self.stream.create()
+        self.evaluation_prompts.create()
         self.next = WorkStream(
             client, self.keys.completions, "scorer", "s", lease_seconds=60, quarantine_key=self.keys.quarantine
         )
@@ -119,10 +121,15 @@ class Ring:
         self.error: TerselyError | None = None
         self.keeper = LeaseKeeper(self.stream)
         self.leases = LeaseDesk(self.stream, self.keys.completions, self.keeper, self.stopping, 0.2, 0.01)
+        self.evaluation_keeper = LeaseKeeper(self.evaluation_prompts)
+        self.evaluations = LeaseDesk(
+            self.evaluation_prompts, self.keys.completions, self.evaluation_keeper, self.stopping, 0.2, 0.01
+        )
         self.fetcher = WeightsFetcher(source, pause_seconds=0.01)
         self.worker = RolloutWorker(
             node_id=NodeId("worker"),
             leases=self.leases,
+            evaluations=self.evaluations,
             holder=WeightsHolder(self.engine, source, self.fetcher, folder),
             engine=self.engine,
             decode=lambda ids: " ".join(map(str, ids)),
@@ -133,15 +140,18 @@ class Ring:
             pause_seconds=0.01,
         )
 
-    def consumer(self, name: str, **options: Any) -> WorkStream:
+    def consumer(self, name: str, key: str = "", **options: Any) -> WorkStream:
         settings = {"lease_seconds": 60.0, "max_strikes": 3} | options
-        return WorkStream(
-            self.client, self.keys.prompts, "rollout", name, quarantine_key=self.keys.quarantine, **settings
-        )
+        key = key or self.keys.prompts
+        return WorkStream(self.client, key, "rollout", name, quarantine_key=self.keys.quarantine, **settings)
 
     def add(self, *groups: group_pb2.PromptGroup) -> None:
         for one in groups:
             self.stream.add(GroupId(one.group_id), one.SerializeToString())
+
+    def add_evaluation(self, *groups: group_pb2.PromptGroup) -> None:
+        for one in groups:
+            self.evaluation_prompts.add(GroupId(one.group_id), one.SerializeToString())
 
     def run(self, until: Callable[[], bool], seconds: float = 20.0) -> None:
         def target() -> None:
@@ -150,7 +160,7 @@ class Ring:
             except TerselyError as error:
                 self.error = error
 
-        with self.keeper, self.fetcher:
+        with self.keeper, self.evaluation_keeper, self.fetcher:
             thread = threading.Thread(target=target)
             thread.start()
             deadline = time.monotonic() + seconds

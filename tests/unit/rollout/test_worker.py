@@ -260,10 +260,10 @@ def test_a_worker_that_generates_looks_for_groups_a_few_times_a_second(
     looks: list[float] = []
     take = ring.leases.take
 
-    def counted(count: int, block_seconds: float) -> list[Lease]:
-        if block_seconds == 0:
+    def counted(count: int, block_seconds: float, *, patient: bool) -> list[Lease] | None:
+        if not patient:
             looks.append(time.monotonic())
-        return take(count, block_seconds)  # type: ignore[no-any-return]
+        return take(count, block_seconds, patient=patient)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(ring.leases, "take", counted)
     ring.run(until=lambda: len(looks) >= 3)

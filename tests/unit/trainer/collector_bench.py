@@ -10,6 +10,7 @@ import redis
 
 from tersely.config import Recipe
 from tersely.data.prompts import PreparedPrompt
+from tersely.queue import WorkStream
 from tersely.telemetry.events import EventLog
 from tersely.trainer.books import Books, balanced
 from tersely.trainer.collector import Collector
@@ -46,6 +47,32 @@ class Prompts:
         return PreparedPrompt(f"p{index}", (1, 2), "doc", f"ref of {target_tokens}", target_tokens, 0)
 
 
+def scored_group(
+    prompt: group_pb2.PromptGroup, rewards: tuple[float | None, ...], label: WeightsLabel, **others: tuple[float, ...]
+) -> group_pb2.ScoredGroup:
+    """As it comes from a scorer; rewards are those named length, others have their names."""
+    scored = group_pb2.ScoredGroup(group=group_pb2.CompletionGroup(prompt=prompt))
+    for index, reward in enumerate(rewards):
+        completion = scored.group.completions.add(
+            sample_index=index,
+            token_ids=[5, STOP],
+            behaviour_logprobs=[-1.0, -2.0],
+            finish_reason=common_pb2.FINISH_REASON_STOP,
+        )
+        completion.version_spans.add(weights=label.to_proto(), first_token=0, token_count=2)
+        row = scored.rewards.add()
+        row.rewards.add(name="length", value=reward)
+        for name, values in others.items():
+            row.rewards.add(name=name, value=values[index])
+    return scored
+
+
+def _taken_from(stream: WorkStream) -> list[group_pb2.PromptGroup]:
+    leases = stream.lease(100, 0)
+    stream.ack(leases)
+    return [group_pb2.PromptGroup.FromString(lease.payload) for lease in leases]
+
+
 class Bench:
     """A collector with its surroundings, and hands to play worker and scorer."""
 
@@ -77,11 +104,12 @@ class Bench:
         self.wal.close()
 
     def leased_prompts(self) -> list[group_pb2.PromptGroup]:
-        """Takes all waiting prompt groups, as a worker would."""
-        leases = self.ring.prompts.lease(100, 0)
-        groups = [group_pb2.PromptGroup.FromString(lease.payload) for lease in leases]
-        self.ring.prompts.ack(leases)
-        return groups
+        """Takes all waiting training groups, as a worker would."""
+        return _taken_from(self.ring.prompts)
+
+    def leased_held_out(self) -> list[group_pb2.PromptGroup]:
+        """Takes all waiting held-out prompts, as a worker would."""
+        return _taken_from(self.ring.evaluation_prompts)
 
     def answer(
         self,
@@ -91,19 +119,7 @@ class Bench:
         **others: tuple[float, ...],
     ) -> None:
         """Pushes a scored group, as the scorer would; rewards are those named length, others have their names."""
-        scored = group_pb2.ScoredGroup(group=group_pb2.CompletionGroup(prompt=prompt))
-        for index, reward in enumerate(rewards):
-            completion = scored.group.completions.add(
-                sample_index=index,
-                token_ids=[5, STOP],
-                behaviour_logprobs=[-1.0, -2.0],
-                finish_reason=common_pb2.FINISH_REASON_STOP,
-            )
-            completion.version_spans.add(weights=label.to_proto(), first_token=0, token_count=2)
-            row = scored.rewards.add()
-            row.rewards.add(name="length", value=reward)
-            for name, values in others.items():
-                row.rewards.add(name=name, value=values[index])
+        scored = scored_group(prompt, rewards, label, **others)
         self.ring.scored.add(GroupId(prompt.group_id), scored.SerializeToString())
 
     def batch(self) -> list[Arrival] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,6 +57,18 @@ class CountingLearner:
 
 
 class LabelStore:
+    def __init__(self) -> None:
+        self.pins: Counter[WeightsLabel] = Counter()
+
+    def pin(self, label: WeightsLabel) -> None:
+        self.pins[label] += 1
+
+    def unpin(self, label: WeightsLabel) -> None:
+        self.pins[label] -= 1
+
+    def hold(self, prepared: SimpleNamespace) -> None:
+        self.pin(prepared.label)
+
     def prepare(self, version: int, tensors: dict[str, torch.Tensor], **_: None) -> SimpleNamespace:
         return SimpleNamespace(label=WeightsLabel(PolicyVersion(version), f"hash-of-{float(tensors['w']):g}"))
 

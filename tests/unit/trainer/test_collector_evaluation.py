@@ -22,11 +22,11 @@ def test_an_evaluation_ends_when_each_prompt_has_come_back_or_failed_for_good(ma
     bench = make_bench()
     prompts = [PreparedPrompt(f"e{i}", (1, 2), "doc", "ref", 64, 0) for i in range(2)]
     evaluation = Evaluation("before", V0, prompts)
-    bench.desk.current = evaluation
+    bench.desk.under_way.append(evaluation)
     issuer = Issuer(RunId("r-test"), 1, bench.recipe, Prompts(), (STOP,))
     evaluation.send(issuer, bench.ring)
     evaluation.send(issuer, bench.ring)
-    first, second = bench.leased_prompts()
+    first, second = bench.leased_held_out()
     assert first.sampling.greedy_samples == 1
     evaluation.give_up_on(first.group_id)
     bench.answer(first)  # a copy sent by an earlier trainer does well after all
@@ -46,9 +46,9 @@ def test_an_evaluation_ignores_what_other_weights_sampled(make_bench) -> None:
     bench = make_bench()
     prompts = [PreparedPrompt("e0", (1, 2), "doc", "ref", 64, 0)]
     evaluation = Evaluation("step-000002", V1, prompts, 2)
-    bench.desk.current = evaluation
+    bench.desk.under_way.append(evaluation)
     evaluation.send(Issuer(RunId("r-test"), 1, bench.recipe, Prompts(), (STOP,)), bench.ring)
-    (sent,) = bench.leased_prompts()
+    (sent,) = bench.leased_held_out()
     bench.answer(sent, label=V0)
     bench.collector.poll(0)
     assert evaluation.done == 0

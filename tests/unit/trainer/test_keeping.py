@@ -14,7 +14,6 @@ from tersely.testing.modules import load_module
 from tersely.trainer import checkpoint
 from tersely.trainer.alarm_desk import MAX_ROLL_BACKS
 from tersely.trainer.checkpoint import list_checkpoints
-from tersely.trainer.evaluating import Evaluator
 from tersely.trainer.history import fold
 from tersely.trainer.recorder import Recorder
 from tersely.types import PolicyVersion, WeightsLabel
@@ -99,19 +98,6 @@ def test_a_trainer_that_was_superseded_neither_writes_nor_removes_a_checkpoint(
         bench.train(5)
     assert steps_of(bench) == [3, 4, *([5] if wakes_up_at == "after_checkpoint" else [])], "none was removed"
     assert not list(bench.directory.checkpoints.glob("*.partial"))
-
-
-def test_evaluations_are_due_every_few_steps_but_not_after_the_last_nor_after_a_roll_back(bench: Bench) -> None:
-    evaluator = Evaluator(bench.parts, bench.standing, None, bench.standing.label)  # type: ignore[arg-type]
-    due = []
-    for step in range(7):
-        bench.standing.step = step
-        due.append(evaluator.due())
-    assert due == [False, False, True, False, True, False, True]
-    bench.standing.rolled_back_at = 6
-    assert not evaluator.due()
-    bench.standing.step = 100
-    assert not evaluator.due()
 
 
 def test_an_evaluation_is_recorded_once_also_when_a_kill_cut_its_rows(bench: Bench) -> None:

@@ -76,10 +76,12 @@ def test_groups_that_come_in_during_the_last_evaluation_are_closed_out_too(tmp_p
             events=events,
             status=Status(),
             drain=DrainSignal(),
+            recorder=None,
             eval_prompts=[],
         )
         history = History()
         loop = TrainingLoop(parts, Position(3, V0, checkpointed_step=3), history, V0)
-        loop._evaluator.after = lambda: collector.calls.append(("after",))  # type: ignore[method-assign]
+        for name in ("settle", "after"):
+            setattr(loop._evaluator, name, lambda name=name: collector.calls.append((name,)))
         assert loop.run()
-    assert [call[0] for call in collector.calls][-3:] == ["close_out", "after", "close_out"]
+    assert [call[0] for call in collector.calls][-4:] == ["close_out", "settle", "after", "close_out"]
