@@ -19,23 +19,25 @@ CONSTRAINTS = ROOT / "constraints-judge.txt"
 TESTS = ("pytest", "pytest-timeout")
 
 
-def stamp() -> str:
-    """What the environment is made from: the pins, the Python, tersely's own needs, this script, and the clone."""
-    files = [path.read_bytes() for path in (CONSTRAINTS, ROOT / "pyproject.toml", Path(__file__))]
-    parts = [*files, sys.version.encode(), str(ROOT).encode()]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+def stamp() -> list[str]:
+    """Hashes of what the environment is made from: pins, Python and this script; and tersely's own needs and place."""
+    pins = [CONSTRAINTS.read_bytes(), Path(__file__).read_bytes(), sys.version.encode()]
+    own = [(ROOT / "pyproject.toml").read_bytes(), str(ROOT).encode()]
+    return [hashlib.sha256(b"\0".join(parts)).hexdigest() for parts in (pins, own)]
 
 
 def main() -> None:
-    """Makes what is missing or was made from something else."""
+    """Makes what is missing or was made from something else; anew only where the pins or the Python changed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where the environment is, or shall be")
     folder = parser.parse_args().folder
     mark = folder / ".tersely-stamp"
-    if mark.is_file() and mark.read_text(encoding="utf-8") == stamp():
+    made, wanted = mark.read_text(encoding="utf-8").split() if mark.is_file() else [], stamp()
+    if made == wanted:
         return
-    shutil.rmtree(folder, ignore_errors=True)
-    venv.create(folder, with_pip=True)
+    if made[:1] != wanted[:1]:
+        shutil.rmtree(folder, ignore_errors=True)
+        venv.create(folder, with_pip=True)
     pip = [
         str(folder / "bin" / "python"),
         "-m",
@@ -46,7 +48,7 @@ def main() -> None:
         "--no-input",
     ]
     subprocess.run([*pip, "-c", str(CONSTRAINTS), "-e", f"{ROOT}[judge]", *TESTS], check=True)
-    mark.write_text(stamp(), encoding="utf-8")
+    mark.write_text("\n".join(wanted), encoding="utf-8")
 
 
 if __name__ == "__main__":
