@@ -36,6 +36,8 @@ _DRAWN = (
     "copy_rate",
     *(f"judge_{axis}" for axis in JUDGE_AXES),
 )
+_COMPARED = (*(name for name in _DRAWN if name != "within_5"), "composite_at_equal_length")
+"""Differences that share an axis: those of shares of a few prompts would squeeze the others."""
 
 
 def render_evaluation(evaluation: Mapping[str, Any]) -> str:
@@ -238,9 +240,9 @@ def _difference_bars(pairs: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     for mode in MODES:
         rows = [
-            Dot(metric(pair["metric"]).title, pair["mean_difference"], *pair["ci95"])
+            Dot(pair["metric"].replace("_", " "), pair["mean_difference"], *pair["ci95"])
             for pair in pairs
-            if pair["mode"] == mode and pair["metric"] in _DRAWN and pair["mean_difference"] is not None
+            if pair["mode"] == mode and pair["metric"] in _COMPARED and pair["mean_difference"] is not None
         ]
         if rows:
             parts.append(dots(f"Differences, {mode}; the line of no difference is 0", rows, digits=3))
