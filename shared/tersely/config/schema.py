@@ -203,7 +203,7 @@ class EvaluationSection(Section):
     every: int = Field(
         0,
         ge=0,
-        description="Steps between evaluations during training, which waits for them; 0: only before and after.",
+        description="Steps between evaluations during training, which goes on meanwhile; 0: only before and after.",
     )
     best_by: str = Field(
         "greedy.within_5",
