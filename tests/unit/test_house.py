@@ -41,7 +41,7 @@ def test_every_part_of_the_namespace_says_that_it_is_typed() -> None:
     portions = [ROOT / "services/tersely", ROOT / "shared/tersely"]
     packages = {file.parent for portion in portions for file in portion.glob("*/*.py")}
     assert len(packages) > 10
-    # One more for the modules that lie in the namespace itself, such as tersely.errors.
+    # One more for the modules that lie in the namespace itself, such as tersely.types.
     assert [str(folder) for folder in {*packages, portions[1]} if not (folder / "py.typed").is_file()] == []
 
 
