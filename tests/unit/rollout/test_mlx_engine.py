@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from tersely.errors import ConfigValue, EngineFailed
 from tersely.models.tiny import make_tiny_model
+from tersely.rollout.engines import mlx_engine
 from tersely.rollout.engines.base import EngineSettings
 from tersely.rollout.engines.mlx_engine import MlxEngine
 from tersely.testing.engines import LABEL, Weights, group, random_weights, run, tiny_config
@@ -129,6 +130,23 @@ def test_logits_that_are_not_finite_fail_their_groups_and_leave_the_engine_usabl
         engine.step()
     assert engine.running == 0
     engine.swap(LABEL, random_weights(tiny_config(), seed=0))
+    assert len(run(engine, group(PROMPT))["g"]) == 4
+
+
+def test_groups_whose_prompt_can_not_run_again_after_a_swap_are_forgotten(
+    engine: MlxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.admit(group(PROMPT))
+    engine.step()
+
+    def out_of_memory(model: object) -> None:
+        raise RuntimeError("no memory for a cache")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mlx_engine, "make_prompt_cache", out_of_memory)
+        with pytest.raises(RuntimeError, match="no memory"):
+            engine.swap(NEXT, random_weights(tiny_config(), seed=1))
+    assert engine.running == 0
     assert len(run(engine, group(PROMPT))["g"]) == 4
 
 

@@ -106,10 +106,12 @@ class MlxEngine:
             self._budget_tokens = self._settings.batch_tokens or self._tokens_that_fit()
 
     def swap(self, label: WeightsLabel, weights: Mapping[str, Tensor]) -> None:
-        """Puts other weights of the same model in place; on failure the old ones stay whole and running groups go on.
+        """Puts other weights of the same model in place; if they don't fit, the old ones stay and running groups go on.
 
         Raises:
             EngineFailed: Nothing is loaded yet, or the weights do not fit the model.
+            Exception: What MLX raised while it ran a prompt again: the new weights are in place, and the groups whose
+                prompts did not run are forgotten.
         """
         with self._mine():
             if self._model is None:
@@ -118,6 +120,8 @@ class MlxEngine:
             self._label = label
             again = list(self._groups.values())
             self._take_out(list(self._rows))
+            # Whoever is left without rows would count as running and never end.
+            self._groups = {}
             for group in again:
                 self._put_in(group)
 
