@@ -32,7 +32,14 @@
     |  |- TrainerUnreachable          51  trainer_unreachable
     |  |- PlaintextRefused            52  plaintext_refused
     |  |- WeightsMismatch             53  weights_mismatch
-    |  `- WeightsUnavailable          54  weights_unavailable
+    |  |- WeightsUnavailable          54  weights_unavailable
+    |  `- IdentityError
+    |     |- IdentityMissing         104  identity_missing
+    |     |- TokenRefused            105  token_refused
+    |     |- AuthorityMismatch       106  authority_mismatch
+    |     |- AccessDenied            107  access_denied
+    |     |- CertificateRefused      108  certificate_refused
+    |     `- IdentityInvalid         109  identity_invalid
     |- RunError
     |  |- RunDirBusy                  60  run_dir_busy
     |  |- RunDirMissing               61  run_dir_missing
@@ -67,6 +74,15 @@ holds this tree, the classes and the pages together.
 """
 
 from tersely.errors.base import TerselyError, concrete_errors
+from tersely.errors.identity import (
+    AccessDenied,
+    AuthorityMismatch,
+    CertificateRefused,
+    IdentityError,
+    IdentityInvalid,
+    IdentityMissing,
+    TokenRefused,
+)
 from tersely.errors.inputs import (
     AblationIncomplete,
     ConfigError,
@@ -136,6 +152,9 @@ from tersely.errors.running import (
 
 __all__ = [
     "AblationIncomplete",
+    "AccessDenied",
+    "AuthorityMismatch",
+    "CertificateRefused",
     "CheckpointInvalid",
     "ConfigError",
     "ConfigFileMissing",
@@ -152,6 +171,9 @@ __all__ = [
     "EvaluationInvalid",
     "EvaluationsDiffer",
     "HubUnreachable",
+    "IdentityError",
+    "IdentityInvalid",
+    "IdentityMissing",
     "JobError",
     "JobFailed",
     "JudgeBudget",
@@ -191,6 +213,7 @@ __all__ = [
     "ServiceError",
     "ServiceFailed",
     "TerselyError",
+    "TokenRefused",
     "TrainerSuperseded",
     "TrainerUnreachable",
     "WeightsMismatch",
