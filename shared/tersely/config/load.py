@@ -69,6 +69,10 @@ def load_recipe(
             raise ConfigSyntax(f"--set {item!r} is not of the form key=value.", "Write it like --set run.steps=10.")
         _assign(tree, key.strip(), _parse_value(text), where="--set")
         sources[key.strip()] = Source("--set")
+    if "ablation" in tree:
+        raise ConfigUnknownKey(
+            f"{shown} is an ablation, a matrix of runs, and no recipe of one.", f"Run it by: tersely ablate {shown}"
+        )
     _refuse_unknown(Recipe, tree, "", shown)
     try:
         recipe = Recipe.model_validate(tree)

@@ -15,10 +15,19 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+RECIPE_FILES = [path for path in sorted(RECIPES.glob("*.toml")) if "[ablation]" not in path.read_text()]
+
+
+@pytest.mark.parametrize("path", RECIPE_FILES, ids=lambda path: path.stem)
 def test_every_recipe_of_the_repo_loads(path: Path) -> None:
     recipe = load_recipe(path, environ={}).recipe
     assert recipe_from_json(recipe.model_dump_json()) == recipe
+
+
+def test_an_ablation_is_no_recipe_and_the_way_out_names_its_command() -> None:
+    with pytest.raises(ConfigUnknownKey, match="is an ablation") as caught:
+        load_recipe(RECIPES / "ablation-tiny.toml", environ={})
+    assert "tersely ablate" in caught.value.way_out
 
 
 def test_later_layers_win_and_each_value_knows_its_layer(tmp_path: Path) -> None:
