@@ -206,6 +206,10 @@ def forget_task(client: redis.Redis, queue: Queue | str, task: str) -> None:
         if waiting or status is None or status.decode() == JobStatus.FAILED.value:
             client.zrem(queue.failed_job_registry.key, one)
             client.delete(Job.key_for(one), executions_key(one), results_key(one))
+    # A worker that died between taking a job and beginning it left its id there; others have done the job since.
+    for one in queue.intermediate_queue.get_job_ids():
+        if one.rpartition("-")[0] == task:
+            client.lrem(queue.intermediate_queue.key, 0, one)
     client.delete(done_key(task))
 
 

@@ -214,6 +214,15 @@ def test_forgetting_a_task_takes_its_waiting_jobs_out_and_leaves_others(
     forget_task(valkey_client, "score", "never was")
 
 
+def test_forgetting_a_task_takes_out_ids_that_a_dead_worker_left_between_queue_and_work(
+    valkey_client: redis.Redis, client: BatchClient
+) -> None:
+    between = queue_of(valkey_client).intermediate_queue.key
+    valkey_client.rpush(between, job_id("task", 3), job_id("task-2", 3), job_id("task", 10))
+    client.close()
+    assert valkey_client.lrange(between, 0, -1) == [job_id("task-2", 3).encode()]
+
+
 def test_a_task_that_is_forgotten_amid_a_job_leaves_nothing_once_the_job_ends(
     valkey_client: redis.Redis, client: BatchClient
 ) -> None:

@@ -1,8 +1,10 @@
 """ScoringService: the stream, deadlines, turns and sizes, over a real loopback server."""
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, ClassVar
 
 import grpc
 import pytest
@@ -11,6 +13,7 @@ from tersely.errors import ConfigValue
 from tersely.rpc.client import call, dial
 from tersely.rpc.errors import sent_error
 from tersely.rpc.server import GrpcServer
+from tersely.scorer import scoring_service
 from tersely.scorer.rewards.base import RewardInput
 from tersely.scorer.scoring_service import ScoringServicer
 from tersely.v1 import scoring_pb2, scoring_pb2_grpc
@@ -46,8 +49,26 @@ def gated() -> Gated:
     return Gated()
 
 
+class Noting(ThreadPoolExecutor):
+    """Notes what was handed to its thread."""
+
+    handed_in: ClassVar[list[Future[Any]]] = []
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = super().submit(*args, **kwargs)
+        self.handed_in.append(future)
+        return future
+
+
 @pytest.fixture
-def stub(gated: Gated) -> Iterator[scoring_pb2_grpc.ScoringServiceStub]:
+def handed_in(monkeypatch: pytest.MonkeyPatch) -> list[Future[Any]]:
+    monkeypatch.setattr(scoring_service, "ThreadPoolExecutor", Noting)
+    Noting.handed_in.clear()
+    return Noting.handed_in
+
+
+@pytest.fixture
+def stub(gated: Gated, handed_in: list[Future[Any]]) -> Iterator[scoring_pb2_grpc.ScoringServiceStub]:
     servicer = ScoringServicer([gated])
     server = GrpcServer()
     server.add(lambda grpc_server: scoring_pb2_grpc.add_ScoringServiceServicer_to_server(servicer, grpc_server))
@@ -86,13 +107,18 @@ def test_a_refused_request_ends_the_stream_with_its_error_after_the_answers_befo
 
 
 def test_a_call_whose_deadline_passes_in_the_queue_is_never_begun(
-    stub: scoring_pb2_grpc.ScoringServiceStub, gated: Gated
+    stub: scoring_pb2_grpc.ScoringServiceStub, gated: Gated, handed_in: list[Future[Any]]
 ) -> None:
     first = stub.Score.future(request("first"), timeout=30)
     assert gated.reached.wait(30)
     with pytest.raises(grpc.RpcError) as raised:
         stub.Score(request("late"), timeout=0.3)
     assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    # The server's clock for the deadline begins when the call arrives: it ends a little later than the client's.
+    until = time.monotonic() + 30
+    while not (len(handed_in) == 2 and handed_in[1].cancelled()):
+        assert time.monotonic() < until, "the server never noticed"
+        time.sleep(0.002)
     third = stub.Score.future(request("third"), timeout=30)
     gated.open.set()
     assert first.result().results[0].rewards[0].value == 5.0
