@@ -90,6 +90,9 @@ class JoinResponse(_message.Message):
     REDIS_URL_FIELD_NUMBER: _builtins.int
     CONFIG_JSON_FIELD_NUMBER: _builtins.int
     TRAINER_INCARNATION_FIELD_NUMBER: _builtins.int
+    REDIS_USERNAME_FIELD_NUMBER: _builtins.int
+    REDIS_PASSWORD_FIELD_NUMBER: _builtins.int
+    REDIS_AUTHORITY_PEM_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     node_id: _builtins.str
@@ -100,6 +103,12 @@ class JoinResponse(_message.Message):
     """Resolved recipe of the run as JSON; the node reads its own sections."""
     trainer_incarnation: _builtins.int
     """Incarnation of the trainer that answered."""
+    redis_username: _builtins.str
+    """Redis user made for this node, in answers over TLS only; empty: the recipe's user, with a password from the node's environment."""
+    redis_password: _builtins.str
+    """Password of that user; kept in memory and never written into logs."""
+    redis_authority_pem: _builtins.bytes
+    """Certificate to trust for the Redis server, PEM; empty: those of the system."""
     def __init__(
         self,
         *,
@@ -108,10 +117,13 @@ class JoinResponse(_message.Message):
         redis_url: _builtins.str = ...,
         config_json: _builtins.str = ...,
         trainer_incarnation: _builtins.int = ...,
+        redis_username: _builtins.str = ...,
+        redis_password: _builtins.str = ...,
+        redis_authority_pem: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_json", b"config_json", "node_id", b"node_id", "redis_url", b"redis_url", "run_id", b"run_id", "trainer_incarnation", b"trainer_incarnation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_json", b"config_json", "node_id", b"node_id", "redis_authority_pem", b"redis_authority_pem", "redis_password", b"redis_password", "redis_url", b"redis_url", "redis_username", b"redis_username", "run_id", b"run_id", "trainer_incarnation", b"trainer_incarnation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,126 @@
+"""Keeps a node's certificate and its list of revoked ones up to date while a process runs."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import grpc
+import structlog
+
+from tersely.errors import TerselyError
+from tersely.identity.authority import REVOCATIONS_FILE, Authority
+from tersely.identity.certificates import make_key, make_request, read_certificate, utc_now
+from tersely.identity.node import authority_folder, issue_locally, load_identity, save_identity
+from tersely.identity.revocations import Revocations
+from tersely.rpc.errors import from_rpc_error
+from tersely.v1 import identity_pb2, identity_pb2_grpc
+
+EVERY_SECONDS = 30.0
+CALL_SECONDS = 10.0
+_log = structlog.get_logger(__name__)
+
+
+class Renewal:
+    """Looks every half minute, from a thread of its own.
+
+    On the machine of the authority certificates are signed directly; elsewhere by whoever serves CertificateService.
+
+    Args:
+        role: Whose identity.
+        channel: Channel to who renews; None on the machine of the authority.
+        address: Its address, for messages.
+        every_seconds: Time between two looks.
+        clock: Now.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        channel: grpc.Channel | None = None,
+        address: str = "",
+        *,
+        every_seconds: float = EVERY_SECONDS,
+        clock: Callable[[], datetime.datetime] = utc_now,
+    ) -> None:
+        self._role = role
+        self._stub = None if channel is None else identity_pb2_grpc.CertificateServiceStub(channel)
+        self._address = address
+        self._every_seconds = every_seconds
+        self._clock = clock
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="certificate-renewal", daemon=True)
+        self.failures = 0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def look(self) -> bool:
+        """Renews what is due now, and asks for the newest list of revoked certificates.
+
+        Returns:
+            Whether the certificate was renewed.
+
+        Raises:
+            TerselyError: It could not be done; it is tried again.
+        """
+        identity = load_identity(self._role)
+        due = identity.certificate.renewal_due(self._clock())
+        authority = Authority.open(authority_folder()) if (authority_folder() / "ca.key").exists() else None
+        if authority is not None and authority.pem == identity.authority_pem:
+            Revocations(identity.folder / REVOCATIONS_FILE, identity.authority_pem).take(
+                authority.revocations_file.read_bytes()
+            )
+            if due:
+                issue_locally(self._role, authority, platform.node())
+        elif self._stub is not None:
+            self._fetch_revocations(self._stub, identity.authority_pem)
+            if due:
+                self._renew(self._stub, identity.authority_pem)
+        else:
+            return False
+        if due:
+            _log.info("certificate_renewed", role=self._role, until=load_identity(self._role).certificate.not_after)
+        return due
+
+    def _renew(self, stub: identity_pb2_grpc.CertificateServiceStub, authority_pem: bytes) -> None:
+        key = make_key()
+        try:
+            answer = stub.Renew(identity_pb2.RenewRequest(request_pem=make_request(key)), timeout=CALL_SECONDS)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self._address) from None
+        read_certificate(answer.certificate_pem)
+        save_identity(self._role, key, answer.certificate_pem, authority_pem)
+
+    def _fetch_revocations(self, stub: identity_pb2_grpc.CertificateServiceStub, authority_pem: bytes) -> None:
+        try:
+            answer = stub.GetRevocations(identity_pb2.GetRevocationsRequest(), timeout=CALL_SECONDS)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self._address) from None
+        Revocations(load_identity(self._role).folder / REVOCATIONS_FILE, authority_pem).take(answer.revocations_pem)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every_seconds):
+            try:
+                self.look()
+            except (TerselyError, OSError) as error:
+                self.failures += 1
+                _log.warning("certificate_not_renewed", role=self._role, message=str(error), failures=self.failures)
+            else:
+                self.failures = 0
