@@ -30,6 +30,11 @@ def has_identity(role: str, folder: Path | None = None) -> bool:
     return (role_folder(role, folder) / "node.pem").exists()
 
 
+def has_any_identity(folder: Path | None = None) -> bool:
+    """Whether this machine has a certificate at all."""
+    return any(has_identity(role, folder) for role in ROLES)
+
+
 def make_private_folder(folder: Path) -> None:
     """Makes a folder that only its owner can enter; one that is there stays as it is."""
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import grpc
 import structlog
 
 from tersely.errors import TerselyError
-from tersely.identity.authority import REVOCATIONS_FILE, Authority
+from tersely.identity.authority import Authority
 from tersely.identity.certificates import make_key, make_request, read_certificate, utc_now
 from tersely.identity.node import authority_folder, issue_locally, load_identity, save_identity
 from tersely.identity.revocations import Revocations
@@ -84,13 +84,10 @@ class Renewal:
         due = identity.certificate.renewal_due(self._clock())
         authority = Authority.open(authority_folder()) if (authority_folder() / "ca.key").exists() else None
         if authority is not None and authority.pem == identity.authority_pem:
-            Revocations(identity.folder / REVOCATIONS_FILE, identity.authority_pem).take(
-                authority.revocations_file.read_bytes()
-            )
             if due:
                 issue_locally(self._role, authority, platform.node())
         elif self._stub is not None:
-            self._fetch_revocations(self._stub, identity.authority_pem)
+            self._fetch_revocations(self._stub)
             if due:
                 self._renew(self._stub, identity.authority_pem)
         else:
@@ -108,12 +105,12 @@ class Renewal:
         read_certificate(answer.certificate_pem)
         save_identity(self._role, key, answer.certificate_pem, authority_pem)
 
-    def _fetch_revocations(self, stub: identity_pb2_grpc.CertificateServiceStub, authority_pem: bytes) -> None:
+    def _fetch_revocations(self, stub: identity_pb2_grpc.CertificateServiceStub) -> None:
         try:
             answer = stub.GetRevocations(identity_pb2.GetRevocationsRequest(), timeout=CALL_SECONDS)
         except grpc.RpcError as error:
             raise from_rpc_error(error, self._address) from None
-        Revocations(load_identity(self._role).folder / REVOCATIONS_FILE, authority_pem).take(answer.revocations_pem)
+        Revocations.of(load_identity(self._role)).take(answer.revocations_pem)
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_seconds):

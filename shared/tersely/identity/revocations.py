@@ -10,7 +10,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tersely.errors import IdentityInvalid
+from tersely.identity.authority import REVOCATIONS_FILE
 from tersely.identity.folder import write_private
+from tersely.identity.node import NodeIdentity, authority_folder
 
 _log = structlog.get_logger(__name__)
 
@@ -52,6 +54,17 @@ class Revocations:
         self._number = -1
         self._serials: frozenset[int] = frozenset()
         self._read()
+
+    @classmethod
+    def of(cls, identity: NodeIdentity) -> Revocations:
+        """The list that concerns an identity: the authority's own on its machine, else the node's copy.
+
+        Raises:
+            IdentityInvalid: The list is missing, damaged, or not the authority's.
+        """
+        own = authority_folder(identity.folder.parent) / "ca.pem"
+        at_home = own.exists() and own.read_bytes() == identity.authority_pem
+        return cls((own.parent if at_home else identity.folder) / REVOCATIONS_FILE, identity.authority_pem)
 
     def holds(self, serial: int) -> bool:
         """Whether a certificate is revoked, as of now.

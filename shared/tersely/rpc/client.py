@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import TypeVar
 
 import grpc
+import structlog
 
-from tersely.rpc.address import parse_address
+from tersely.identity.folder import has_any_identity
+from tersely.rpc.address import PLAIN, TLS, Address, parse_address
 from tersely.rpc.errors import from_rpc_error
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
+
+_log = structlog.get_logger(__name__)
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     # The server allows a ping every 20 s.
@@ -28,19 +32,42 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-def dial(address: str) -> grpc.Channel:
+def dial(address: str, *, role: str | None = None, server: str = "trainer") -> grpc.Channel:
     """Opens a channel with keepalive; connects on first use and again whenever the connection breaks.
 
     Args:
-        address: host:port.
+        address: host:port. ``tls://`` before it asks for TLS, ``plain://`` for plaintext; without, it is TLS beyond
+            loopback where this machine has joined, and never falls back.
+        role: Whose identity is shown over TLS; None: any that this machine has.
+        server: Role that the other side's certificate must be for; "node": any.
 
     Returns:
         A channel to be closed by the caller. The receive limit stays gRPC's 4 MiB.
 
     Raises:
         ConfigValue: The address is not of the form host:port.
+        IdentityMissing, IdentityInvalid: TLS was asked for, and this machine has no usable identity.
     """
-    return grpc.insecure_channel(str(parse_address(address)), options=_OPTIONS)
+    parsed = parse_address(address)
+    if uses_tls(parsed):
+        from tersely.rpc.credentials import secure_channel
+
+        return secure_channel(parsed, role, server, _OPTIONS)
+    if not parsed.loopback:
+        _log.warning("plaintext_beyond_loopback", address=parsed.target)
+    return grpc.insecure_channel(parsed.target, options=_OPTIONS)
+
+
+def uses_tls(address: Address) -> bool:
+    """Whether a channel to this address is encrypted."""
+    if address.scheme:
+        return address.scheme == TLS
+    return not address.loopback and has_any_identity()
+
+
+def in_plaintext(address: str) -> str:
+    """The address for a channel that is not encrypted, whatever identity this machine has: for `--insecure-lan`."""
+    return str(parse_address(address)._replace(scheme=PLAIN))
 
 
 def call(

@@ -17,12 +17,15 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 from grpc_status import rpc_status
 
 from tersely.errors import (
+    AccessDenied,
+    CertificateRefused,
     ConfigError,
     LeaseLost,
     RedisUnreachable,
     RewardUnknown,
     RpcError,
     TerselyError,
+    TokenRefused,
     TrainerUnreachable,
     WeightsUnavailable,
     concrete_errors,
@@ -37,6 +40,9 @@ _CODES: tuple[tuple[type[TerselyError], grpc.StatusCode], ...] = (
     (ConfigError, grpc.StatusCode.INVALID_ARGUMENT),
     (RewardUnknown, grpc.StatusCode.INVALID_ARGUMENT),
     (WeightsUnavailable, grpc.StatusCode.NOT_FOUND),
+    (AccessDenied, grpc.StatusCode.PERMISSION_DENIED),
+    (CertificateRefused, grpc.StatusCode.UNAUTHENTICATED),
+    (TokenRefused, grpc.StatusCode.UNAUTHENTICATED),
     (LeaseLost, grpc.StatusCode.ABORTED),
     (RedisUnreachable, grpc.StatusCode.UNAVAILABLE),
     (TrainerUnreachable, grpc.StatusCode.UNAVAILABLE),
@@ -109,11 +115,18 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> TerselyError:
         return sent
     code, details = code_and_details(error)
     if code in BROKEN:
-        return TrainerUnreachable(
-            f"No answer from {address} ({code.name}: {details}).",
-            "Check that it runs, that the address is right, and that no firewall is between.",
-        )
+        way_out = "Check that it runs, that the address is right, and that no firewall is between."
+        if _broken_by_tls(details):
+            # All that is told of a certificate that the other side does not take is a closed connection.
+            way_out += (
+                " If it listens with TLS: join it first (tersely join), and on its own machine write tls://HOST:PORT."
+            )
+        return TrainerUnreachable(f"No answer from {address} ({code.name}: {details}).", way_out)
     return RpcError(f"{address} answered {code.name}: {details}", "See the log of the process that listens there.")
+
+
+def _broken_by_tls(details: str) -> bool:
+    return any(sign in details.lower() for sign in ("socket closed", "handshake", "ssl", "tls", "reset by peer", "eof"))
 
 
 def code_and_details(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:

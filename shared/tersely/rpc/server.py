@@ -10,14 +10,18 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tersely.errors import PlaintextRefused, PortBusy, TerselyError
-from tersely.rpc.address import Address
+from tersely.identity.folder import has_identity
+from tersely.rpc.address import TLS, Address
+
+if TYPE_CHECKING:
+    from tersely.rpc.credentials import ServerSecurity
 
 Registrar = Callable[[grpc.aio.Server], None]
 """Adds a servicer to a server: ``lambda server: add_XServicer_to_server(servicer, server)``."""
@@ -37,21 +41,36 @@ _log = structlog.get_logger(__name__)
 
 
 class GrpcServer:
-    """Serves aio servicers on a background thread with its own event loop; health checks are always there.
+    """Serves aio servicers on a background thread with its own event loop, with health checks.
+
+    On loopback it is plaintext. Beyond, it is mTLS with this machine's identity for the role, and callers are held to
+    what their roles may do (`tersely.rpc.roles`).
 
     Args:
         host: Address to listen on; "localhost" is taken as 127.0.0.1.
         port: Port; 0 takes a free one.
-        insecure_lan: Allow plaintext beyond loopback.
+        insecure_lan: Allow plaintext beyond loopback, and use it.
         not_serving: Services, by full name, whose health is NOT_SERVING although the process itself is healthy.
+        role: Whose identity is shown beyond loopback.
+        security: TLS of another kind, whatever the host.
     """
 
     def __init__(
-        self, host: str = "127.0.0.1", port: int = 0, insecure_lan: bool = False, not_serving: Sequence[str] = ()
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        insecure_lan: bool = False,
+        not_serving: Sequence[str] = (),
+        *,
+        role: str = "trainer",
+        security: ServerSecurity | None = None,
     ) -> None:
         # gRPC binds localhost to IPv4 and IPv6 and calls it a success when only one of them worked.
         self._wanted = Address("127.0.0.1" if host == "localhost" else host, port)
         self._insecure_lan = insecure_lan
+        self._role = role
+        self._security = security
+        self._secured = security is not None or not (self._wanted.loopback or insecure_lan)
         self._not_serving = tuple(not_serving)
         self._registrars: list[Registrar] = []
         self._before_stop: list[Callable[[], None]] = []
@@ -74,10 +93,22 @@ class GrpcServer:
 
     @property
     def address(self) -> str:
-        """host:port that a process on this machine can dial; valid after `start`."""
+        """host:port that a process on this machine can dial, with ``tls://`` where it takes TLS; after `start`."""
         if self._address is None:
             raise RuntimeError("the server was not started")
         return str(self._address.dialable)
+
+    @property
+    def port(self) -> int:
+        """Where it listens; after `start`."""
+        if self._address is None:
+            raise RuntimeError("the server was not started")
+        return self._address.port
+
+    @property
+    def secured(self) -> bool:
+        """Whether it takes TLS only."""
+        return self._secured
 
     def start(self) -> str:
         """Binds and serves.
@@ -86,14 +117,21 @@ class GrpcServer:
             `address`.
 
         Raises:
-            PlaintextRefused: The host is not loopback, and `insecure_lan` is not set.
+            PlaintextRefused: The host is not loopback, there is no identity for TLS, and `insecure_lan` is not set.
+            IdentityInvalid: The identity can't be used.
             PortBusy: The address is taken, or this machine can't listen on it.
         """
-        if not self._wanted.loopback and not self._insecure_lan:
-            raise PlaintextRefused(
-                f"Listening on {self._wanted.host or 'all addresses'} would open an unencrypted port to the network.",
-                "Listen on 127.0.0.1, or set rpc.insecure_lan = true on a network where you trust every machine.",
-            )
+        if self._secured and self._security is None:
+            if not has_identity(self._role):
+                raise PlaintextRefused(
+                    f"Listening on {self._wanted.host or 'all addresses'} would open an unencrypted port to the"
+                    f" network: this machine has no certificate for the role {self._role}.",
+                    "Listen on 127.0.0.1; or make certificates (tersely ca init, tersely join); or set"
+                    " rpc.insecure_lan = true on a network where you trust every machine.",
+                )
+            from tersely.rpc.credentials import mutual_tls
+
+            self._security = mutual_tls(self._role)
         started: Future[int] = Future()
         self._thread = threading.Thread(target=self._run, args=(started,), name="grpc-server", daemon=True)
         self._thread.start()
@@ -103,7 +141,7 @@ class GrpcServer:
             self._thread.join()
             self._thread = None
             raise
-        self._address = Address(self._wanted.host, port)
+        self._address = Address(self._wanted.host, port, TLS if self._secured else "")
         _log.info("listening", address=str(self._address))
         return self.address
 
@@ -141,15 +179,23 @@ class GrpcServer:
     async def _serve(self, started: Future[int]) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop_now = asyncio.Event()
-        server = grpc.aio.server(options=_OPTIONS)
+        security = self._security
+        if security is None:
+            server = grpc.aio.server(options=_OPTIONS)
+        else:
+            server = grpc.aio.server(options=(*_OPTIONS, *security.options), interceptors=security.interceptors)
         checks = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+        if security is None or security.health:
+            health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         for service in self._not_serving:
             await checks.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
         for registrar in self._registrars:
             registrar(server)
         try:
-            port = server.add_insecure_port(str(self._wanted))
+            if security is None:
+                port = server.add_insecure_port(self._wanted.target)
+            else:
+                port = server.add_secure_port(self._wanted.target, security.credentials)
         except RuntimeError:
             port = 0
         if port == 0:
