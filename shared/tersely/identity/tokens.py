@@ -1,7 +1,8 @@
 """Join tokens: one use, 15 minutes, and stored only as a hash.
 
-A token reads ``tersely-`` and 64 bytes in URL-safe base64: the SHA-256 of the authority's certificate, by which the
-joining machine knows whom to trust, and a secret of 32 bytes, by which it is trusted.
+A token reads ``tersely-ROLE-`` and 64 bytes in URL-safe base64: the SHA-256 of the authority's certificate, by which
+the joining machine knows whom to trust, and a secret of 32 bytes, by which it is trusted. What the role is, the authority
+remembers; in the token it is for people, and for the joining machine to look where the certificate will go.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ LIFETIME = datetime.timedelta(minutes=15)
 _PREFIX = "tersely-"
 _HASH_BYTES = 32
 _SECRET_BYTES = 32
+_ENCODED_CHARACTERS = 86
 _KEPT = datetime.timedelta(days=7)
 _WAY_OUT = "Make another one on the trainer's machine: tersely token create --role ROLE."
 
@@ -38,10 +40,12 @@ class JoinToken:
     """What is handed to whoever may join.
 
     Attributes:
+        role: What the certificate will be for.
         fingerprint: SHA-256 of the authority's certificate.
         secret: Known to the holder; the authority keeps its hash.
     """
 
+    role: str
     fingerprint: bytes
     secret: bytes
 
@@ -52,21 +56,21 @@ class JoinToken:
         Raises:
             TokenRefused: It is none; the message does not repeat it.
         """
-        text = text.strip()
+        role, _, encoded = text.strip().removeprefix(_PREFIX).partition("-")
         raw = b""
-        if text.startswith(_PREFIX) and len(text) < 200:
+        if text.strip().startswith(_PREFIX) and len(encoded) == _ENCODED_CHARACTERS:
             try:
-                raw = base64.b64decode(text.removeprefix(_PREFIX) + "==", altchars=b"-_", validate=True)
+                raw = base64.b64decode(encoded + "==", altchars=b"-_", validate=True)
             except (binascii.Error, ValueError):
                 raw = b""
-        if len(raw) != _HASH_BYTES + _SECRET_BYTES:
+        if role not in ROLES or len(raw) != _HASH_BYTES + _SECRET_BYTES:
             raise TokenRefused("This is no join token, or a piece of it is missing.", _WAY_OUT)
-        return cls(raw[:_HASH_BYTES], raw[_HASH_BYTES:])
+        return cls(role, raw[:_HASH_BYTES], raw[_HASH_BYTES:])
 
     @property
     def text(self) -> str:
         """As it is shown; a secret."""
-        return _PREFIX + base64.urlsafe_b64encode(self.fingerprint + self.secret).rstrip(b"=").decode()
+        return f"{_PREFIX}{self.role}-" + base64.urlsafe_b64encode(self.fingerprint + self.secret).rstrip(b"=").decode()
 
     @property
     def token_id(self) -> str:
@@ -97,7 +101,7 @@ class TokenBook:
         """
         if role not in ROLES or role == "trainer":
             raise IdentityInvalid(f"No token can be made for the role {role!r}.", "Roles: " + ", ".join(ROLES[1:]))
-        token = JoinToken(fingerprint, secrets.token_bytes(_SECRET_BYTES))
+        token = JoinToken(role, fingerprint, secrets.token_bytes(_SECRET_BYTES))
         now = self._clock()
         with self._changing() as tokens:
             oldest = (now - _KEPT).timestamp()
