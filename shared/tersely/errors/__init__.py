@@ -26,6 +26,8 @@
     |  |- RedisAuth                   41  redis_auth
     |  |- RedisTooOld                 42  redis_too_old
     |  |- RedisOutOfMemory            43  redis_out_of_memory
+    |  |- RedisTls                   110  redis_tls
+    |  |- RedisServerMissing         111  redis_server_missing
     |  `- LeaseLost                   44  lease_lost
     |- RpcError
     |  |- PortBusy                    50  port_busy
@@ -116,6 +118,8 @@ from tersely.errors.network import (
     QueueError,
     RedisAuth,
     RedisOutOfMemory,
+    RedisServerMissing,
+    RedisTls,
     RedisTooOld,
     RedisUnreachable,
     RpcError,
@@ -199,6 +203,8 @@ __all__ = [
     "RankLost",
     "RedisAuth",
     "RedisOutOfMemory",
+    "RedisServerMissing",
+    "RedisTls",
     "RedisTooOld",
     "RedisUnreachable",
     "ReplayDiffers",

@@ -33,6 +33,18 @@ class RedisOutOfMemory(QueueError):
     kind, exit_code = "redis_out_of_memory", 43
 
 
+class RedisTls(QueueError):
+    """No encrypted connection to the server: a certificate was refused, or one side speaks plain text."""
+
+    kind, exit_code = "redis_tls", 110
+
+
+class RedisServerMissing(QueueError):
+    """No Redis or Valkey server on this machine could listen beyond loopback."""
+
+    kind, exit_code = "redis_server_missing", 111
+
+
 class LeaseLost(QueueError):
     """The entry is no longer leased to this consumer: its work must not be pushed."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,14 +15,21 @@ from redis.connection import parse_url
 from redis.retry import Retry
 
 from tersely.config.schema import QueueSection
-from tersely.errors import ConfigValue, QueueError, RedisAuth, RedisOutOfMemory, RedisTooOld, RedisUnreachable
+from tersely.errors import ConfigValue, QueueError, RedisAuth, RedisOutOfMemory, RedisTls, RedisTooOld, RedisUnreachable
+from tersely.queue.tls import OwnTlsConnection, QueueTls
 
 LEAST_VERSION = {"redis": (7, 0), "valkey": (7, 2)}
 _RETRIES = 3
+_TLS_FAILED = re.compile(r"CERTIFICATE_VERIFY_FAILED|_ALERT_|WRONG_VERSION_NUMBER")
 
 
 def connect(
-    url: str, *, username: str | None = None, password: str | None = None, timeout_seconds: float = 5.0
+    url: str,
+    *,
+    username: str | None = None,
+    password: str | None = None,
+    timeout_seconds: float = 5.0,
+    tls: QueueTls | None = None,
 ) -> redis.Redis:
     """A checked client with binary responses.
 
@@ -33,9 +41,11 @@ def connect(
         username: Wins over the one in the URL.
         password: Wins over the one in the URL.
         timeout_seconds: Limit for connecting and for each reply; blocking reads must stay below it.
+        tls: For a server with a certificate of our own authority; None: one whose host name a `rediss://` URL states
+            and whose authority this machine trusts.
 
     Raises:
-        ConfigValue, RedisUnreachable, RedisAuth, RedisTooOld.
+        ConfigValue, RedisUnreachable, RedisAuth, RedisTooOld, RedisTls.
     """
     try:
         options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
@@ -44,6 +54,10 @@ def connect(
         raise ConfigValue(
             "The Redis URL can't be read.", "Write it like redis://HOST:6379, rediss://HOST:6379 or unix:///PATH."
         ) from None
+    if tls is not None:
+        if urlsplit(url).scheme != "rediss":
+            raise ConfigValue(f"{without_password(url)} is not encrypted.", "Write it like rediss://HOST:6379.")
+        options |= {"connection_class": OwnTlsConnection, "own_tls": tls}
     if username is not None:
         options["username"] = username
     if password is not None:
@@ -94,7 +108,7 @@ def redis_errors(address: str = "the configured address") -> Iterator[None]:
         address: Server, for the message.
 
     Raises:
-        RedisAuth, RedisOutOfMemory, RedisUnreachable, QueueError.
+        RedisAuth, RedisOutOfMemory, RedisUnreachable, RedisTls, QueueError.
     """
     try:
         yield
@@ -117,6 +131,11 @@ def _translate(error: Exception, address: str) -> QueueError:
         return RedisOutOfMemory(
             f"Redis at {address} is at its maxmemory and takes no more work.",
             "Raise maxmemory (CONFIG SET maxmemory), or free what else lies in that server; nothing was lost.",
+        )
+    if isinstance(error, faults.ConnectionError | OSError) and _TLS_FAILED.search(str(error)):
+        return RedisTls(
+            f"No encrypted connection to Redis at {address}: {server_words(error)}.",
+            "Both sides need valid certificates of one authority; see docs/errors/redis_tls.md.",
         )
     if isinstance(error, faults.ConnectionError | faults.TimeoutError | OSError):
         return RedisUnreachable(
