@@ -56,9 +56,13 @@ class Renewal:
         self._thread = threading.Thread(target=self._run, name="certificate-renewal", daemon=True)
         self.failures = 0
 
-    def __enter__(self) -> Self:
+    def start(self) -> Self:
+        """Begins to look."""
         self._thread.start()
         return self
+
+    def __enter__(self) -> Self:
+        return self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None

@@ -1,8 +1,8 @@
 """Join tokens: one use, 15 minutes, and stored only as a hash.
 
 A token reads ``tersely-ROLE-`` and 64 bytes in URL-safe base64: the SHA-256 of the authority's certificate, by which
-the joining machine knows whom to trust, and a secret of 32 bytes, by which it is trusted. What the role is, the authority
-remembers; in the token it is for people, and for the joining machine to look where the certificate will go.
+the joining machine knows whom to trust, and a secret of 32 bytes, by which it is trusted. What the role is, the
+authority remembers; in the token it is for people, and for the joining machine to look where the certificate will go.
 """
 
 from __future__ import annotations

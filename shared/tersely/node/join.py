@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 import redis
@@ -20,10 +20,15 @@ from tersely.config.load import recipe_from_json
 from tersely.config.schema import Recipe
 from tersely.errors import ConfigValue, TrainerUnreachable
 from tersely.node.roles import role_to_proto
+from tersely.queue.acl import NodeLogin
 from tersely.queue.connect import connect, password_from
-from tersely.rpc.client import call, dial
+from tersely.rpc.address import parse_address
+from tersely.rpc.client import call, dial, uses_tls
 from tersely.types import NodeId, RunId
 from tersely.v1 import node_pb2, node_pb2_grpc
+
+if TYPE_CHECKING:
+    from tersely.identity.renewal import Renewal
 
 _ATTEMPT_SECONDS = 2.0
 _LOG_EVERY_SECONDS = 5.0
@@ -42,6 +47,10 @@ class Joined:
         incarnation: Incarnation of the trainer that answered.
         address: Address of the trainer.
         channel: Open channel to the trainer.
+        role: What the node does.
+        login: This node's own user of the Redis server, given over TLS; None: the recipe's.
+        own_tls: Whether the Redis server takes certificates of the trainer's authority.
+        renewal: Keeps the node's certificate valid; None without TLS.
     """
 
     run_id: RunId
@@ -51,19 +60,34 @@ class Joined:
     incarnation: int
     address: str
     channel: grpc.Channel
+    role: str = ""
+    login: NodeLogin | None = None
+    own_tls: bool = False
+    renewal: Renewal | None = None
 
     def connect_redis(self, environ: Mapping[str, str] | None = None) -> redis.Redis:
-        """Connects to the run's queues with the recipe's user and the password from this node's own environment.
+        """Connects to the run's queues: as the user that the trainer made for this node, or else as the recipe's.
+
+        The password of the recipe's user comes from this node's own environment.
 
         Raises:
-            RedisUnreachable, RedisAuth, RedisTooOld.
+            RedisUnreachable, RedisAuth, RedisTooOld, RedisTls.
         """
+        tls: dict[str, Any] = {}
+        if self.own_tls:
+            from tersely.queue.tls import queue_tls
+
+            tls = {"tls": queue_tls(self.role)}
+        if self.login is not None:
+            return connect(self.redis_url, username=self.login.username, password=self.login.password, **tls)
         queue = self.recipe.queue
         password = password_from(queue, os.environ if environ is None else environ)
-        return connect(self.redis_url, username=queue.username, password=password)
+        return connect(self.redis_url, username=queue.username, password=password, **tls)
 
     def close(self) -> None:
         """Closes the channel."""
+        if self.renewal is not None:
+            self.renewal.close()
         self.channel.close()
 
     def __enter__(self) -> Self:
@@ -90,9 +114,11 @@ def join(address: str, role: str, wait_seconds: float = 120.0, stop: threading.E
     Raises:
         TrainerUnreachable: The trainer did not answer in time, or `stop` was set.
         ConfigValue: The address is not of the form host:port, or the trainer runs another version.
+        IdentityMissing: TLS was asked for, and this machine has not joined as this role.
+        AccessDenied, CertificateRefused: The trainer does not let it in.
     """
     request = node_pb2.JoinRequest(role=role_to_proto(role), host=platform.node(), pid=os.getpid())
-    channel = dial(address)
+    channel = dial(address, role=role)
     try:
         answer = _ask(channel, request, address, wait_seconds, stop)
         recipe = _read_recipe(answer.config_json)
@@ -100,7 +126,27 @@ def join(address: str, role: str, wait_seconds: float = 120.0, stop: threading.E
         channel.close()
         raise
     run_id, node_id = RunId(answer.run_id), NodeId(answer.node_id)
-    return Joined(run_id, node_id, recipe, answer.redis_url, answer.trainer_incarnation, address, channel)
+    return Joined(
+        run_id,
+        node_id,
+        recipe,
+        answer.redis_url,
+        answer.trainer_incarnation,
+        address,
+        channel,
+        role,
+        NodeLogin(answer.redis_username, answer.redis_password) if answer.redis_username else None,
+        answer.redis_own_tls,
+        _renewal(role, channel, address),
+    )
+
+
+def _renewal(role: str, channel: grpc.Channel, address: str) -> Renewal | None:
+    if not uses_tls(parse_address(address)):
+        return None
+    from tersely.identity.renewal import Renewal
+
+    return Renewal(role, channel, address).start()
 
 
 def _read_recipe(text: str) -> Recipe:

@@ -24,21 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15tersely/v1/node.proto\x12\ntersely.v1\"L\n\x0bJoinRequest\x12\"\n\x04role\x18\x01 \x01(\x0e\x32\x14.tersely.v1.NodeRole\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\"\xc1\x01\n\x0cJoinResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x11\n\tredis_url\x18\x03 \x01(\t\x12\x13\n\x0b\x63onfig_json\x18\x04 \x01(\t\x12\x1b\n\x13trainer_incarnation\x18\x05 \x01(\x04\x12\x16\n\x0eredis_username\x18\x06 \x01(\t\x12\x16\n\x0eredis_password\x18\x07 \x01(\t\x12\x1b\n\x13redis_authority_pem\x18\x08 \x01(\x0c\"\xce\x02\n\tHeartbeat\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\"\n\x04role\x18\x02 \x01(\x0e\x32\x14.tersely.v1.NodeRole\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\r\x12\x0c\n\x04time\x18\x05 \x01(\x01\x12\x0f\n\x07started\x18\x06 \x01(\x01\x12\r\n\x05state\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x08 \x01(\t\x12\x16\n\x0epolicy_version\x18\t \x01(\x03\x12\x19\n\x11tokens_per_second\x18\n \x01(\x01\x12\x17\n\x0fgroups_finished\x18\x0b \x01(\x04\x12\x0e\n\x06leases\x18\x0c \x01(\r\x12\x12\n\nlast_error\x18\r \x01(\t\x12\x17\n\x0f\x64\x65lta_fallbacks\x18\x0e \x01(\x04\x12\x0e\n\x06\x65ngine\x18\x0f \x01(\t\x12\x1a\n\x12swap_pause_seconds\x18\x10 \x01(\x01*~\n\x08NodeRole\x12\x19\n\x15NODE_ROLE_UNSPECIFIED\x10\x00\x12\x15\n\x11NODE_ROLE_TRAINER\x10\x01\x12\x15\n\x11NODE_ROLE_ROLLOUT\x10\x02\x12\x14\n\x10NODE_ROLE_SCORER\x10\x03\x12\x13\n\x0fNODE_ROLE_JUDGE\x10\x04\x32H\n\x0bNodeService\x12\x39\n\x04Join\x12\x17.tersely.v1.JoinRequest\x1a\x18.tersely.v1.JoinResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15tersely/v1/node.proto\x12\ntersely.v1\"L\n\x0bJoinRequest\x12\"\n\x04role\x18\x01 \x01(\x0e\x32\x14.tersely.v1.NodeRole\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\"\xbb\x01\n\x0cJoinResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x11\n\tredis_url\x18\x03 \x01(\t\x12\x13\n\x0b\x63onfig_json\x18\x04 \x01(\t\x12\x1b\n\x13trainer_incarnation\x18\x05 \x01(\x04\x12\x16\n\x0eredis_username\x18\x06 \x01(\t\x12\x16\n\x0eredis_password\x18\x07 \x01(\t\x12\x15\n\rredis_own_tls\x18\x08 \x01(\x08\"\xce\x02\n\tHeartbeat\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\"\n\x04role\x18\x02 \x01(\x0e\x32\x14.tersely.v1.NodeRole\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\r\x12\x0c\n\x04time\x18\x05 \x01(\x01\x12\x0f\n\x07started\x18\x06 \x01(\x01\x12\r\n\x05state\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x08 \x01(\t\x12\x16\n\x0epolicy_version\x18\t \x01(\x03\x12\x19\n\x11tokens_per_second\x18\n \x01(\x01\x12\x17\n\x0fgroups_finished\x18\x0b \x01(\x04\x12\x0e\n\x06leases\x18\x0c \x01(\r\x12\x12\n\nlast_error\x18\r \x01(\t\x12\x17\n\x0f\x64\x65lta_fallbacks\x18\x0e \x01(\x04\x12\x0e\n\x06\x65ngine\x18\x0f \x01(\t\x12\x1a\n\x12swap_pause_seconds\x18\x10 \x01(\x01*~\n\x08NodeRole\x12\x19\n\x15NODE_ROLE_UNSPECIFIED\x10\x00\x12\x15\n\x11NODE_ROLE_TRAINER\x10\x01\x12\x15\n\x11NODE_ROLE_ROLLOUT\x10\x02\x12\x14\n\x10NODE_ROLE_SCORER\x10\x03\x12\x13\n\x0fNODE_ROLE_JUDGE\x10\x04\x32H\n\x0bNodeService\x12\x39\n\x04Join\x12\x17.tersely.v1.JoinRequest\x1a\x18.tersely.v1.JoinResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tersely.v1.node_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODEROLE']._serialized_start=648
-  _globals['_NODEROLE']._serialized_end=774
+  _globals['_NODEROLE']._serialized_start=642
+  _globals['_NODEROLE']._serialized_end=768
   _globals['_JOINREQUEST']._serialized_start=37
   _globals['_JOINREQUEST']._serialized_end=113
   _globals['_JOINRESPONSE']._serialized_start=116
-  _globals['_JOINRESPONSE']._serialized_end=309
-  _globals['_HEARTBEAT']._serialized_start=312
-  _globals['_HEARTBEAT']._serialized_end=646
-  _globals['_NODESERVICE']._serialized_start=776
-  _globals['_NODESERVICE']._serialized_end=848
+  _globals['_JOINRESPONSE']._serialized_end=303
+  _globals['_HEARTBEAT']._serialized_start=306
+  _globals['_HEARTBEAT']._serialized_end=640
+  _globals['_NODESERVICE']._serialized_start=770
+  _globals['_NODESERVICE']._serialized_end=842
 # @@protoc_insertion_point(module_scope)

@@ -92,7 +92,7 @@ class JoinResponse(_message.Message):
     TRAINER_INCARNATION_FIELD_NUMBER: _builtins.int
     REDIS_USERNAME_FIELD_NUMBER: _builtins.int
     REDIS_PASSWORD_FIELD_NUMBER: _builtins.int
-    REDIS_AUTHORITY_PEM_FIELD_NUMBER: _builtins.int
+    REDIS_OWN_TLS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     node_id: _builtins.str
@@ -107,8 +107,8 @@ class JoinResponse(_message.Message):
     """Redis user made for this node, in answers over TLS only; empty: the recipe's user, with a password from the node's environment."""
     redis_password: _builtins.str
     """Password of that user; kept in memory and never written into logs."""
-    redis_authority_pem: _builtins.bytes
-    """Certificate to trust for the Redis server, PEM; empty: those of the system."""
+    redis_own_tls: _builtins.bool
+    """Whether the Redis server takes TLS with certificates of the same authority as the trainer."""
     def __init__(
         self,
         *,
@@ -119,11 +119,11 @@ class JoinResponse(_message.Message):
         trainer_incarnation: _builtins.int = ...,
         redis_username: _builtins.str = ...,
         redis_password: _builtins.str = ...,
-        redis_authority_pem: _builtins.bytes = ...,
+        redis_own_tls: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_json", b"config_json", "node_id", b"node_id", "redis_authority_pem", b"redis_authority_pem", "redis_password", b"redis_password", "redis_url", b"redis_url", "redis_username", b"redis_username", "run_id", b"run_id", "trainer_incarnation", b"trainer_incarnation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_json", b"config_json", "node_id", b"node_id", "redis_own_tls", b"redis_own_tls", "redis_password", b"redis_password", "redis_url", b"redis_url", "redis_username", b"redis_username", "run_id", b"run_id", "trainer_incarnation", b"trainer_incarnation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
