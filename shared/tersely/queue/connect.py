@@ -92,6 +92,20 @@ def without_password(url: str) -> str:
     return f"{shown.scheme}://{shown.netloc}{urlunsplit(shown._replace(scheme='', netloc=''))}"
 
 
+def seen_from(url: str, trainer_host: str) -> str:
+    """The URL for a node that reaches the trainer's machine as `trainer_host`.
+
+    0.0.0.0 and :: in it stand for every address of that machine: laptops change theirs, and none is right for all.
+    """
+    parts = urlsplit(url)
+    if parts.hostname not in ("0.0.0.0", "::"):
+        return url
+    userinfo, at, _ = parts.netloc.rpartition("@")
+    host = f"[{trainer_host}]" if ":" in trainer_host else trainer_host
+    port = "" if parts.port is None else f":{parts.port}"
+    return urlunsplit(parts._replace(netloc=f"{userinfo}{at}{host}{port}"))
+
+
 def address_of(client: redis.Redis) -> str:
     """Where a client connects to, for people: "127.0.0.1:6379" or a socket's path; never credentials."""
     kwargs = client.connection_pool.connection_kwargs

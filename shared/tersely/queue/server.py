@@ -33,6 +33,7 @@ _NAMES = ("valkey-server", "redis-server")
 _FOLDERS = ("/opt/homebrew/bin", "/usr/local/bin", "/usr/bin", "/usr/sbin")
 _VERSION = re.compile(r"(?P<server>redis|valkey) server v=(?P<version>[0-9.]+)", re.IGNORECASE)
 _LOOPBACK = "127.0.0.1"
+_ALL = ("0.0.0.0", "::")
 
 
 def find_server(given: str | None = None) -> Path:
@@ -70,7 +71,6 @@ class TlsServer(ServerProcess):
 
     def __init__(self, folder: Path, host: str, port: int, binary: Path, tls: QueueTls) -> None:
         super().__init__(folder, port)
-        self._address = Address("" if host in ("0.0.0.0", "::", "") else host, 0)
         self._host = host
         self._binary = binary
         self._tls = tls
@@ -98,8 +98,10 @@ class TlsServer(ServerProcess):
             RedisUnreachable: It ended or did not answer in time.
             IdentityInvalid: Others can read the password's file.
         """
+        from tersely.identity.folder import make_private_folder
+
         if not self.alive:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_private_folder(self._folder)
             self._write_users()
         super().start(timeout_seconds)
 
@@ -112,9 +114,8 @@ class TlsServer(ServerProcess):
         lines = ["user default off resetkeys resetchannels -@all", f"user {ADMIN} on #{digest} ~* &* +@all"]
         if file.exists():
             saved = file.read_text(encoding="utf-8").splitlines()
-            lines += [
-                line for line in saved if line.startswith("user ") and line.split(" ")[1] not in ("default", ADMIN)
-            ]
+            fixed = ("user default ", f"user {ADMIN} ")
+            lines += [line for line in saved if line.startswith("user ") and not line.startswith(fixed)]
         write_private(file, "\n".join([*lines, ""]).encode())
 
     def _command(self, port: int) -> list[str]:
@@ -122,7 +123,7 @@ class TlsServer(ServerProcess):
             str(self._binary),
             *("--port", "0"),
             *("--tls-port", str(port)),
-            *("--bind", *dict.fromkeys((self._host or "0.0.0.0", *self._loopback()))),
+            *("--bind", *([self._host] if self._host in _ALL else dict.fromkeys((self._host, _LOOPBACK)))),
             *("--tls-cert-file", str(self._tls.certificate_file)),
             *("--tls-key-file", str(self._tls.certificate_file)),
             *("--tls-ca-cert-file", str(self._tls.authority_file)),
@@ -131,11 +132,8 @@ class TlsServer(ServerProcess):
             *("--aclfile", str(self._folder / "users.acl")),
         ]
 
-    def _loopback(self) -> Iterable[str]:
-        return () if self._address.host == "" else (_LOOPBACK,)
-
     def _client(self, port: int) -> redis.Redis:
-        host = _LOOPBACK if self._host != "::" else "::1"
+        host = "::1" if self._host == "::" else _LOOPBACK
         pool = redis.ConnectionPool(
             connection_class=OwnTlsConnection,
             own_tls=self._tls,
@@ -157,7 +155,7 @@ class TlsServer(ServerProcess):
         where = Address(self._host, self._port or 0)
         return RedisUnreachable(
             f"{self._binary.name} did not start at {where}; its log is {log}.",
-            "Read the log: another program may have the port, or this machine no such address (queue.host, queue.port).",
+            "Read the log: is the port taken, or is the address not this machine's (queue.host, queue.port)?",
         )
 
 
@@ -193,7 +191,13 @@ def _say(binary: Path, *arguments: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         try:
             done = subprocess.run(
-                [str(binary), *arguments], capture_output=True, cwd=folder, timeout=5, check=False, text=True
+                [str(binary), *arguments],
+                capture_output=True,
+                cwd=folder,
+                timeout=5,
+                check=False,
+                encoding="utf-8",
+                errors="replace",
             )
         except (OSError, subprocess.TimeoutExpired):
             return ""

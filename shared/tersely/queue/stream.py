@@ -30,6 +30,8 @@ from tersely.queue.quarantine import to_quarantine_fields
 from tersely.types import GroupId
 
 log = structlog.get_logger(__name__)
+RETURNED = "returned"
+"""Consumer that holds what nodes without the right to add have let go; it is free for everybody at once."""
 T = TypeVar("T")
 RawEntry = tuple[bytes, dict[bytes, bytes]]
 
@@ -50,6 +52,9 @@ class WorkStream:
         max_strikes: Reported failures before a group goes to quarantine.
         max_expired_leases: Expired leases before a group goes to quarantine as suspected poison.
         quarantine_key: Stream of QuarantinedGroup.
+        adds_back: Whether this consumer may add to the stream that it takes from. Where it may not, as a node with a
+            login of its own, a group that comes back stays in its place, and a strike counts as so many expired leases
+            that the last one sends the group to quarantine as well.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class WorkStream:
         max_strikes: int = 3,
         max_expired_leases: int = 10,
         quarantine_key: str,
+        adds_back: bool = True,
     ) -> None:
         self.key = key
         self.lease_seconds = lease_seconds
@@ -72,6 +78,8 @@ class WorkStream:
         self._max_strikes = max_strikes
         self._max_expired_leases = max_expired_leases
         self._quarantine_key = quarantine_key
+        self._adds_back = adds_back
+        self._strike_weight = math.ceil(max_expired_leases / max_strikes)
         self._address = address_of(client)
         reply_limit = client.connection_pool.connection_kwargs.get("socket_timeout") or 2.0
         # A block beyond the socket timeout fails after silent retries; short ones also notice expired leases of others.
@@ -160,7 +168,9 @@ class WorkStream:
 
     def give_back(self, lease: Lease) -> None:
         """Puts an unfinished group back for others at once, without a strike. Nothing happens if the lease is lost."""
-        if self._run(lambda: self._held([lease])):
+        if not self._adds_back:
+            self._run(lambda: self._let_go(lease, 0))
+        elif self._run(lambda: self._held([lease])):
             fields = to_fields(lease.group_id, lease.payload, lease.strikes, lease.expired_leases)
             self._run(lambda: self._move(lease.entry_id, self.key, fields))
 
@@ -211,9 +221,15 @@ class WorkStream:
         if not self._run(lambda: self._held([lease])):
             return False
         strikes = lease.strikes + 1
-        if strikes >= self._max_strikes:
+        last = strikes >= self._max_strikes
+        if not self._adds_back:
+            last = lease.expired_leases + self._strike_weight >= self._max_expired_leases
+        if last:
             self._run(lambda: self._quarantine(lease, error_kind, message, strikes))
             return True
+        if not self._adds_back:
+            self._run(lambda: self._let_go(lease, self._strike_weight))
+            return False
         fields = to_fields(lease.group_id, lease.payload, strikes, lease.expired_leases)
         self._run(lambda: self._move(lease.entry_id, self.key, fields))
         return False
@@ -318,6 +334,17 @@ class WorkStream:
         for lease in leases:
             pipe.xpending_range(self.key, self._group, lease.entry_id, lease.entry_id, 1, consumername=self._consumer)
         return [lease for lease, answer in zip(leases, pipe.execute(), strict=True) if answer]
+
+    def _let_go(self, lease: Lease, expired_leases: int) -> None:
+        """Lets the lease count as expired from now on, and `expired_leases` more than there were; not if it is lost."""
+        held: Any = self._client.xpending_range(
+            self.key, self._group, lease.entry_id, lease.entry_id, 1, consumername=self._consumer
+        )
+        if held:
+            idle, taken = int(self.lease_seconds * 1000) + 1, held[0]["times_delivered"] - 1 + expired_leases
+            ids: list[Any] = [lease.entry_id]
+            # To a consumer that nobody is, so that it is not held here any more. Taking it counts once again.
+            self._client.xclaim(self.key, self._group, RETURNED, 0, ids, idle=idle, retrycount=taken, justid=True)
 
     def _move(self, entry_id: bytes, to_key: str, fields: Fields) -> None:
         self._move_all([(entry_id, fields)], to_key)
