@@ -78,7 +78,7 @@ def _serve(
             heart.update(state="working", detail=f"{judged} summaries judged", groups_finished=judged)
 
     servicer = JudgeServicer(judge, on_judged)
-    server = GrpcServer(recipe.judge.host, recipe.judge.port, recipe.rpc.insecure_lan)
+    server = GrpcServer(recipe.judge.host, recipe.judge.port, recipe.rpc.insecure_lan, role="judge")
     server.add(lambda grpc_server: judge_pb2_grpc.add_JudgeServiceServicer_to_server(servicer, grpc_server))
     server.start()
     stack.callback(server.stop, GRACE_SECONDS)
@@ -104,7 +104,9 @@ def _wait_without_endpoint(
         raise JudgeNotConfigured(
             "A judge that takes jobs needs an endpoint, and none is set.", "Set judge.endpoint (docs/judge.md)."
         )
-    server = GrpcServer(recipe.judge.host, recipe.judge.port, recipe.rpc.insecure_lan, not_serving=(JUDGE_SERVICE,))
+    server = GrpcServer(
+        recipe.judge.host, recipe.judge.port, recipe.rpc.insecure_lan, not_serving=(JUDGE_SERVICE,), role="judge"
+    )
     server.add(lambda grpc_server: judge_pb2_grpc.add_JudgeServiceServicer_to_server(UnconfiguredJudge(), grpc_server))
     server.start()
     stack.callback(server.stop, 0.0)

@@ -48,7 +48,7 @@ def run_scorer(options: ServiceOptions) -> int:
 def _serve(options: ServiceOptions, drain: DrainSignal) -> None:
     recipe = load_recipe(options.recipe, options.overrides).recipe
     servicer = ScoringServicer(build_rewards(recipe.rewards))
-    server = GrpcServer(recipe.scorer.host, recipe.scorer.port, recipe.rpc.insecure_lan)
+    server = GrpcServer(recipe.scorer.host, recipe.scorer.port, recipe.rpc.insecure_lan, role="scorer")
     server.add(lambda grpc_server: scoring_pb2_grpc.add_ScoringServiceServicer_to_server(servicer, grpc_server))
     with server:
         log.info("ready", address=server.address, rewards=list(recipe.rewards))

@@ -99,7 +99,7 @@ class RunDirectory:
         path = self.file(name)
         return json.loads(path.read_text()) if path.exists() else None
 
-    def announce(self, *, run_id: str, trainer_address: str, redis_url: str) -> None:
+    def announce(self, *, run_id: str, trainer_address: str, redis_url: str, join_address: str | None = None) -> None:
         """Writes run.json: how others find this trainer."""
         facts = {
             "run_id": run_id,
@@ -110,6 +110,8 @@ class RunDirectory:
             "incarnation": self.incarnation,
             "started": time.time(),
         }
+        if join_address is not None:
+            facts["join_address"] = join_address
         self.write_json("run.json", facts)
 
     def check_incarnation(self) -> None:

@@ -29,9 +29,7 @@ class JudgeSection(Section):
         min_length=1,
         description="Environment variable with the key; unset: OPENAI_API_KEY for OpenAI's endpoint, none elsewhere.",
     )
-    host: str = Field(
-        "127.0.0.1", description="Address the judge listens on; beyond loopback only with rpc.insecure_lan."
-    )
+    host: str = Field("127.0.0.1", description="Address the judge listens on; beyond loopback as rpc.host.")
     port: int = Field(0, ge=0, le=65535, description="0: a free port.")
     rounds: int = Field(1, ge=1, le=16, description="Times each axis is asked for; its score is their mean.")
     temperature: float | None = Field(

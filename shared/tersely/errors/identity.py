@@ -10,7 +10,7 @@ class IdentityError(RpcError):
 
 
 class IdentityMissing(IdentityError):
-    """This machine has no certificate for what it should do, or no certificate authority to make one with."""
+    """The machine has no certificate for what it should do, or no certificate authority to make one with."""
 
     kind, exit_code = "identity_missing", 104
 

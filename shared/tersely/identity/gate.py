@@ -14,7 +14,7 @@ from tersely.identity.servicers import CertificateServicer, JoinServicer
 from tersely.rpc.credentials import joining_tls
 from tersely.rpc.server import GrpcServer
 
-LOOK_EVERY_SECONDS = 2.0
+LOOK_EVERY_SECONDS = 1.0
 _log = structlog.get_logger(__name__)
 
 
@@ -25,7 +25,7 @@ class Gate:
         authority: Of this machine.
         host: Address to listen on.
         join_port: Port for joining; 0: a free one.
-        on_revoked: Told of each node that is revoked, name and role, once; also of those revoked before.
+        look: Called every second from a thread, to take from revoked nodes what they were given elsewhere.
     """
 
     def __init__(
@@ -33,16 +33,15 @@ class Gate:
         authority: Authority,
         host: str,
         join_port: int,
-        on_revoked: Callable[[str, str], None] | None = None,
+        look: Callable[[], None] | None = None,
     ) -> None:
         self._authority = authority
         self._host = host
         self._join_port = join_port
-        self._on_revoked = on_revoked
-        self._told: set[str] = set()
+        self._look = look
         self._join_server: GrpcServer | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="revocations", daemon=True)
+        self._thread = threading.Thread(target=self._keep_looking, name="revocations", daemon=True)
 
     @classmethod
     def beside(
@@ -50,7 +49,7 @@ class Gate:
         server: GrpcServer,
         host: str,
         join_port: int,
-        on_revoked: Callable[[str, str], None] | None = None,
+        look: Callable[[], None] | None = None,
     ) -> Gate | None:
         """The gate of a server that takes certificates, before it starts; None where it takes none.
 
@@ -64,7 +63,7 @@ class Gate:
         if not (authority_folder() / "ca.key").exists():
             _log.warning("no_authority_here", folder=str(authority_folder()))
             return None
-        gate = cls(Authority.open(authority_folder()), host, join_port, on_revoked)
+        gate = cls(Authority.open(authority_folder()), host, join_port, look)
         server.add(CertificateServicer(gate._authority).register)
         return gate
 
@@ -83,7 +82,7 @@ class Gate:
         self._join_server = GrpcServer(self._host, self._join_port, security=joining_tls(self._authority))
         self._join_server.add(JoinServicer(self._authority, port).register)
         address = self._join_server.start()
-        if self._on_revoked is not None:
+        if self._look is not None:
             self._thread.start()
         return address
 
@@ -95,18 +94,15 @@ class Gate:
         if self._join_server is not None:
             self._join_server.stop(1.0)
 
-    def _look(self) -> None:
-        while True:
+    def _keep_looking(self) -> None:
+        assert self._look is not None
+        failing = False
+        while not self._stop.wait(LOOK_EVERY_SECONDS):
             try:
-                self._tell()
+                self._look()
             except (TerselyError, OSError) as error:
-                _log.warning("revocation_not_passed_on", message=str(error))
-            if self._stop.wait(LOOK_EVERY_SECONDS):
-                return
-
-    def _tell(self) -> None:
-        assert self._on_revoked is not None
-        for name, node in self._authority.nodes().items():
-            if node["revoked"] is not None and name not in self._told:
-                self._on_revoked(name, node["role"])
-                self._told.add(name)
+                if not failing:
+                    _log.warning("revocations_not_passed_on", message=str(error))
+                failing = True
+            else:
+                failing = False

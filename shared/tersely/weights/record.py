@@ -41,7 +41,7 @@ def record_versions(
         TrainerUnreachable: The run ended before its last version.
         WeightsUnavailable, WeightsMismatch: As of `WeightsClient`.
     """
-    channel = dial(address)
+    channel = dial(address, role="trainer")
     client = WeightsClient(channel, run_id, "recorder")
     held: WeightsLabel | None = None
     try:

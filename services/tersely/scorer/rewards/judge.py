@@ -148,7 +148,7 @@ class JudgeReward:
     def _open(self) -> grpc.Channel:
         """The channel of this process; one opened before a fork is left to the parent."""
         if self._channel is None or self._channel[0] != os.getpid():
-            self._channel = os.getpid(), dial(self._address)
+            self._channel = os.getpid(), dial(self._address, server="judge")
         return self._channel[1]
 
 
