@@ -19,7 +19,6 @@ from tersely.errors import CheckpointInvalid
 from tersely.models.tokenizer import PolicyTokenizer
 from tersely.node.drain import DrainSignal
 from tersely.node.heartbeat import Heartbeater, read_nodes
-from tersely.node.servicer import NodeServicer
 from tersely.queue.connect import redis_errors
 from tersely.rpc.server import GrpcServer
 from tersely.telemetry.events import EventLog
@@ -27,6 +26,7 @@ from tersely.telemetry.samples import SampleLog
 from tersely.trainer.books import Books
 from tersely.trainer.checkpoint import list_checkpoints
 from tersely.trainer.collector import Collector
+from tersely.trainer.doors import Doors
 from tersely.trainer.environment import environment_facts
 from tersely.trainer.evaluation import EvaluationDesk
 from tersely.trainer.event_repair import repair_events
@@ -250,16 +250,18 @@ def open_stage(
     checkpoints = CheckpointServicer(store)
     server.add(checkpoints.register, checkpoints.close)
     public_url = recipe.queue.url or ""
-    server.add(NodeServicer(run_id, recipe.model_dump_json(), public_url, directory.incarnation).register)
+    doors = Doors(server, recipe, run_id, inputs.client)
+    server.add(doors.nodes(public_url, recipe.model_dump_json(), directory.incarnation).register)
     server.add(lambda s: run_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(status, drain), s))
     address = server.start()
     stack.callback(server.stop)
+    join_address = doors.open(stack)
     ring = Ring(inputs.client, run_id, recipe.queue)
     ring.create()
     events = stack.enter_context(EventLog(directory.file("events.jsonl")))
     if history.run_id is None:  # else the one that the log knows stays until the log knows this one
         directory.write_json("recipe.json", recipe.model_dump(mode="json"))
-    directory.announce(run_id=run_id, trainer_address=address, redis_url=public_url)
+    directory.announce(run_id=run_id, trainer_address=address, redis_url=public_url, **join_address)
     events.write(
         "run_started" if history.run_id is None else "run_resumed",
         run_id=run_id,

@@ -59,17 +59,20 @@ def check_addresses(recipe: Recipe) -> None:
     """Checks where the services started here would listen.
 
     Raises:
-        PlaintextRefused: Beyond loopback, without `rpc.insecure_lan`.
+        PlaintextRefused: Beyond loopback, without certificates for TLS and without `rpc.insecure_lan`.
     """
     from tersely.errors import PlaintextRefused
+    from tersely.identity.folder import has_identity
     from tersely.rpc.address import Address
 
     hosts = {"rpc.host": recipe.rpc.host, "scorer.host": recipe.scorer.host, "judge.host": recipe.judge.host}
     for key, host in hosts.items():
-        if not Address(host, 0).loopback and not recipe.rpc.insecure_lan:
+        role = {"rpc.host": "trainer"}.get(key, key.partition(".")[0])
+        if not Address(host, 0).loopback and not recipe.rpc.insecure_lan and not has_identity(role):
             raise PlaintextRefused(
                 f"{key} is {host}: plaintext gRPC beyond this machine has to be allowed by name.",
-                f"Set {key} to 127.0.0.1, or rpc.insecure_lan = true on a network where you trust every machine.",
+                f"Set {key} to 127.0.0.1; or use TLS (tersely ca init); or set rpc.insecure_lan = true on a network"
+                " where you trust every machine.",
             )
 
 

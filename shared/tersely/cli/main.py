@@ -10,10 +10,12 @@ import typer
 from tersely.cli import (
     ablate,
     bench,
+    ca,
     compare,
     config,
     evaluate,
     export,
+    join,
     judge_file,
     label,
     look,
@@ -23,6 +25,7 @@ from tersely.cli import (
     services,
     status,
     summarize,
+    token,
     up,
 )
 from tersely.cli.judge_env import enter_judge_environment
@@ -54,6 +57,9 @@ ablate.register(app)
 score.register(app)
 judge_file.register(app)
 label.register(app)
+ca.register(app)
+token.register(app)
+join.register(app)
 
 
 def main() -> None:

@@ -13,3 +13,7 @@ SetOption = Annotated[
 ]
 RunDirOption = Annotated[Path, typer.Option("--run-dir", metavar="DIR", help="Directory of the run.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
+InsecureLanOption = Annotated[
+    bool,
+    typer.Option("--insecure-lan", help="Plaintext beyond loopback: on a network where you trust every machine."),
+]

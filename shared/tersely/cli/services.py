@@ -13,7 +13,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from tersely.cli import judge_tools
-from tersely.cli.options import SetOption
+from tersely.cli.options import InsecureLanOption, SetOption
 from tersely.errors import PackageMissing
 from tersely.node.options import ServiceOptions
 
@@ -51,6 +51,20 @@ def run_service(role: str, options: ServiceOptions) -> int:
         ) from None
 
 
+def with_insecure_lan(overrides: list[str] | None, insecure_lan: bool) -> tuple[str, ...]:
+    """Items of `--set`, with what `--insecure-lan` stands for."""
+    return (*(overrides or ()), *(("rpc.insecure_lan=true",) if insecure_lan else ()))
+
+
+def _to_dial(address: str | None, insecure_lan: bool) -> str | None:
+    """The trainer's address; in plaintext where that was asked for."""
+    if address is None or not insecure_lan:
+        return address
+    from tersely.rpc.client import in_plaintext
+
+    return in_plaintext(address)
+
+
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
     app.command("trainer", help="Run the trainer of one run.")(trainer)
@@ -74,6 +88,7 @@ def trainer(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")] = False,
     overrides: SetOption = None,
     threads: ThreadsOption = None,
+    insecure_lan: InsecureLanOption = False,
     log_json: LogJsonOption = False,
 ) -> None:
     """Runs the trainer."""
@@ -82,7 +97,7 @@ def trainer(
         run_dir=run_dir,
         redis_url=redis_url,
         resume=resume,
-        overrides=tuple(overrides or ()),
+        overrides=with_insecure_lan(overrides, insecure_lan),
         threads=threads,
         log_json=log_json,
     )
@@ -93,10 +108,11 @@ def rollout(
     address: Annotated[str, typer.Option("--trainer", metavar="HOST:PORT", help="Trainer to join.")],
     engine: Annotated[str | None, typer.Option("--engine", help="Instead of rollout.engine.")] = None,
     threads: ThreadsOption = None,
+    insecure_lan: InsecureLanOption = False,
     log_json: LogJsonOption = False,
 ) -> None:
     """Runs a rollout worker."""
-    options = ServiceOptions(trainer=address, engine=engine, threads=threads, log_json=log_json)
+    options = ServiceOptions(trainer=_to_dial(address, insecure_lan), engine=engine, threads=threads, log_json=log_json)
     raise typer.Exit(run_service("rollout", options))
 
 
@@ -109,6 +125,7 @@ def scorer(
     ] = None,
     overrides: SetOption = None,
     threads: ThreadsOption = None,
+    insecure_lan: InsecureLanOption = False,
     log_json: LogJsonOption = False,
 ) -> None:
     """Runs a scorer."""
@@ -117,10 +134,10 @@ def scorer(
             "A scorer works in a run (--trainer) or on jobs (--redis-url).", param_hint="--redis-url"
         )
     options = ServiceOptions(
-        trainer=address,
+        trainer=_to_dial(address, insecure_lan),
         recipe=recipe,
         redis_url=redis_url,
-        overrides=tuple(overrides or ()),
+        overrides=with_insecure_lan(overrides, insecure_lan),
         threads=threads,
         log_json=log_json,
     )
@@ -136,13 +153,19 @@ def judge(
         typer.Option("--redis-url", metavar="URL", help="Take the jobs of `tersely judge-file` from this server, too."),
     ] = None,
     overrides: SetOption = None,
+    insecure_lan: InsecureLanOption = False,
     log_json: LogJsonOption = False,
 ) -> None:
     """Runs the judge, where no command of its own is called."""
     if context.invoked_subcommand is not None:
         return
     options = ServiceOptions(
-        trainer=address, recipe=recipe, redis_url=redis_url, overrides=tuple(overrides or ()), log_json=log_json
+        trainer=_to_dial(address, insecure_lan),
+        recipe=recipe,
+        redis_url=redis_url,
+        # In a run, settings of its own would take the place of the run's.
+        overrides=with_insecure_lan(overrides, insecure_lan and address is None),
+        log_json=log_json,
     )
     raise typer.Exit(run_service("judge", options))
 
@@ -159,9 +182,12 @@ def health(
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+    from tersely.identity.folder import has_identity
+    from tersely.rpc.client import dial
     from tersely.v1 import run_pb2, run_pb2_grpc
 
-    with grpc.insecure_channel(address) as channel:
+    role = node if node is not None and has_identity(node) else None
+    with dial(address, role=role, server="node") as channel:
         try:
             if node is None:
                 stub = health_pb2_grpc.HealthStub(channel)

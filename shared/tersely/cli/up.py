@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tersely.cli.options import SetOption
+from tersely.cli.options import InsecureLanOption, SetOption
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,14 +34,16 @@ def up(
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="One line per step instead of the live view.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
+    insecure_lan: InsecureLanOption = False,
 ) -> None:
     """Runs it to the end."""
     from tersely.cli.config import check_addresses, check_plugins
+    from tersely.cli.services import with_insecure_lan
     from tersely.config import load_recipe
     from tersely.supervise.local_run import LocalRun, UpPlan
     from tersely.supervise.run_dir import RunDir, read_json
 
-    items = tuple(overrides or ())
+    items = with_insecure_lan(overrides, insecure_lan)
     loaded = load_recipe(recipe, items).recipe
     check_plugins(loaded)
     check_addresses(loaded)
@@ -89,21 +91,32 @@ def _view(run_dir: RunDir, recipe: Recipe, *, live: bool) -> RunView:
 
 
 def _queue(recipe: Recipe) -> Callable[[Path], QueueServer] | None:
-    """The embedded server's maker; None after a look at the server that the recipe names.
+    """The maker of a server; None after a look at the one that the recipe names.
 
     Raises:
-        RedisUnreachable, RedisAuth, RedisTooOld.
+        PlaintextRefused, RedisUnreachable, RedisAuth, RedisTooOld, RedisTls.
+        RedisServerMissing, IdentityMissing: Other machines are to reach it, and it could not be made safe for that.
     """
     import os
 
-    if recipe.queue.url is None:
+    from tersely.rpc.address import Address
+
+    queue = recipe.queue
+    if queue.url is not None:
+        from tersely.queue.connect import open_queue, refuse_plaintext
+
+        refuse_plaintext(queue.url, allowed=recipe.rpc.insecure_lan)
+        open_queue(queue, queue.url, os.environ).close()
+        return None
+    if Address(queue.host, 0).loopback:
         from tersely.queue.embedded import EmbeddedServer
 
         return EmbeddedServer
-    from tersely.queue.connect import connect, password_from
+    from tersely.queue.server import TlsServer, find_server
+    from tersely.queue.tls import queue_tls
 
-    connect(recipe.queue.url, username=recipe.queue.username, password=password_from(recipe.queue, os.environ)).close()
-    return None
+    binary, tls = find_server(queue.server), queue_tls("trainer")
+    return lambda folder: TlsServer(folder, queue.host, queue.port, binary, tls)
 
 
 def _password_for_services(recipe: Recipe) -> dict[str, str]:

@@ -148,9 +148,13 @@ class RpcSection(Section):
     """gRPC of the trainer."""
 
     host: str = Field(
-        "127.0.0.1", description="Address the trainer listens on; beyond loopback only with insecure_lan."
+        "127.0.0.1",
+        description="Address the trainer listens on; beyond loopback with TLS (`tersely ca init`), or by insecure_lan.",
     )
     port: int = Field(0, ge=0, le=65535, description="0: a free port.")
+    join_port: int = Field(
+        7071, ge=0, le=65535, description="Port at which nodes join, open only with TLS; 0: a free port."
+    )
     insecure_lan: bool = Field(
         False, description="Allow plaintext beyond loopback. Anyone on the network can read and write."
     )
@@ -190,7 +194,7 @@ class ScorerSection(Section):
     """The processes that compute rewards."""
 
     workers: int = Field(1, ge=1, le=64, description="Scorer processes that `tersely up` starts.")
-    host: str = Field("127.0.0.1", description="Address of ScoringService; beyond loopback only with rpc.insecure_lan.")
+    host: str = Field("127.0.0.1", description="Address of ScoringService; beyond loopback as rpc.host.")
     port: int = Field(0, ge=0, le=65535, description="Port of ScoringService (a scorer without a run); 0: a free port.")
 
 

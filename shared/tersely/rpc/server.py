@@ -17,8 +17,8 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tersely.errors import PlaintextRefused, PortBusy, TerselyError
-from tersely.identity.folder import has_identity
-from tersely.rpc.address import TLS, Address
+from tersely.identity.folder import has_any_identity, has_identity
+from tersely.rpc.address import PLAIN, TLS, Address
 
 if TYPE_CHECKING:
     from tersely.rpc.credentials import ServerSecurity
@@ -142,6 +142,8 @@ class GrpcServer:
             self._thread = None
             raise
         self._address = Address(self._wanted.host, port, TLS if self._secured else "")
+        if not self._secured and not self._address.dialable.loopback and has_any_identity():
+            self._address = self._address._replace(scheme=PLAIN)  # else processes of this machine would try TLS
         _log.info("listening", address=str(self._address))
         return self.address
 
