@@ -17,7 +17,7 @@ from tersely.models.locate import locate_model
 from tersely.models.tokenizer import PolicyTokenizer
 from tersely.node.drain import DrainSignal
 from tersely.node.options import ServiceOptions
-from tersely.queue.connect import connect, password_from, without_password
+from tersely.queue.connect import open_queue, refuse_plaintext, without_password
 from tersely.telemetry.disk import disk_errors
 from tersely.telemetry.logging import configure_logging
 from tersely.trainer.distributed.launch import world_size
@@ -74,7 +74,8 @@ def _read_inputs(options: ServiceOptions) -> Inputs:
             "The trainer on its own needs a Redis or Valkey server.",
             "Give --redis-url redis://HOST:6379 or set queue.url; `tersely up` brings an embedded server.",
         )
-    client = connect(redis_url, username=recipe.queue.username, password=password_from(recipe.queue, os.environ))
+    refuse_plaintext(redis_url, allowed=recipe.rpc.insecure_lan)
+    client = open_queue(recipe.queue, redis_url, os.environ)
     # From here on the recipe is shown, logged and sent to nodes.
     queue = recipe.queue.model_copy(update={"url": without_password(redis_url)})
     recipe = recipe.model_copy(update={"queue": queue})

@@ -133,7 +133,21 @@ class QueueSection(Section):
     """Redis or Valkey and the leases in it."""
 
     url: str | None = Field(
-        None, description="redis://, rediss:// or unix:// URL; none: an embedded Valkey on this machine."
+        None, description="redis://, rediss:// or unix:// URL; none: `tersely up` starts a server on this machine."
+    )
+    host: str = Field(
+        "127.0.0.1",
+        description="Where the server that `tersely up` starts listens: the embedded Valkey, beyond loopback one with"
+        " TLS.",
+    )
+    port: int = Field(0, ge=0, le=65535, description="Port of the server with TLS; 0: a free one.")
+    server: str | None = Field(
+        None, description="Program of the server with TLS; none: the valkey-server or redis-server found."
+    )
+    authority: Literal["system", "own"] = Field(
+        "system",
+        description="Whose certificate a rediss:// server shows: one that this machine trusts for its host name, or"
+        " the trainer's.",
     )
     password_env: str = Field("TERSELY_REDIS_PASSWORD", description="Environment variable with the password, if any.")
     username: str | None = Field(None, description="Redis user; none: the one in the URL, or the default user.")

@@ -15,8 +15,18 @@ from redis.connection import parse_url
 from redis.retry import Retry
 
 from tersely.config.schema import QueueSection
-from tersely.errors import ConfigValue, QueueError, RedisAuth, RedisOutOfMemory, RedisTls, RedisTooOld, RedisUnreachable
-from tersely.queue.tls import OwnTlsConnection, QueueTls
+from tersely.errors import (
+    ConfigValue,
+    PlaintextRefused,
+    QueueError,
+    RedisAuth,
+    RedisOutOfMemory,
+    RedisTls,
+    RedisTooOld,
+    RedisUnreachable,
+)
+from tersely.queue.tls import SERVER_ROLE, OwnTlsConnection, QueueTls, queue_tls
+from tersely.rpc.address import Address
 
 LEAST_VERSION = {"redis": (7, 0), "valkey": (7, 2)}
 _RETRIES = 3
@@ -79,6 +89,43 @@ def connect(
 def password_from(queue: QueueSection, environ: Mapping[str, str]) -> str | None:
     """The password in the environment variable that the recipe names, if it is set and not empty."""
     return environ.get(queue.password_env) or None
+
+
+def open_queue(queue: QueueSection, url: str, environ: Mapping[str, str]) -> redis.Redis:
+    """Connects as the recipe's user, on the machine that has the server or its trainer.
+
+    Args:
+        queue: The recipe's section.
+        url: Of the server; 0.0.0.0 and :: in it are this machine.
+        environ: Where the password is.
+
+    Raises:
+        ConfigValue, RedisUnreachable, RedisAuth, RedisTooOld, RedisTls.
+        IdentityMissing, IdentityInvalid: The server wants a certificate, and this machine has none for a trainer.
+    """
+    tls = queue_tls(SERVER_ROLE) if queue.authority == "own" else None
+    here = "::1" if "//[::]" in url else "127.0.0.1"
+    return connect(seen_from(url, here), username=queue.username, password=password_from(queue, environ), tls=tls)
+
+
+def refuse_plaintext(url: str, *, allowed: bool) -> None:
+    """Refuses a server on the network that is not encrypted: the password would be readable on its way.
+
+    Args:
+        url: Of the server.
+        allowed: Whether plaintext was allowed by name (rpc.insecure_lan).
+
+    Raises:
+        PlaintextRefused.
+    """
+    parts = urlsplit(url)
+    if allowed or parts.scheme != "redis" or Address(parts.hostname or "localhost", 0).loopback:
+        return
+    raise PlaintextRefused(
+        f"The queues at {without_password(url)} would be read and written unencrypted over the network.",
+        "Use a server with TLS (rediss://; `tersely up` starts one with queue.host), or set rpc.insecure_lan = true"
+        " on a network where you trust every machine.",
+    )
 
 
 def without_password(url: str) -> str:

@@ -81,6 +81,11 @@ class TlsServer(ServerProcess):
         return f"rediss://{Address(self._host, self.port)}"
 
     @property
+    def username(self) -> str:
+        """The user that may do everything."""
+        return ADMIN
+
+    @property
     def password(self) -> str:
         """Password of the user `ADMIN`; made at the first start, the same after each other."""
         from tersely.identity.folder import make_private_folder, read_private, write_private

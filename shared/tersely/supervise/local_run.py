@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from filelock import FileLock, Timeout
 
@@ -63,6 +63,19 @@ class QueueServer(Protocol):
 
     def stop(self) -> None:
         """Ends it."""
+
+
+@runtime_checkable
+class GuardedServer(QueueServer, Protocol):
+    """A server with TLS and users, for more than this machine."""
+
+    @property
+    def username(self) -> str:
+        """User of the trainer, who makes those of the nodes."""
+
+    @property
+    def password(self) -> str:
+        """Its password; for the trainer's environment alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +221,9 @@ class LocalRun:
             trainer.process.kill()
 
     def _specs(self, supervisor: Supervisor) -> Iterator[ChildSpec]:
-        recipe = self.plan.recipe
-        yield ChildSpec("trainer", "trainer", self._trainer_command, natural_ends=TRAINER_ENDS)
+        recipe, server = self.plan.recipe, self._server
+        secret = {recipe.queue.password_env: server.password} if isinstance(server, GuardedServer) else {}
+        yield ChildSpec("trainer", "trainer", self._trainer_command, natural_ends=TRAINER_ENDS, environment=secret)
 
         def listening() -> bool:
             return self._read_address(supervisor.children["trainer"].pid) is not None
@@ -235,6 +249,8 @@ class LocalRun:
         ]
         if self._server is not None:
             command += ["--redis-url", self._server.url]
+        if isinstance(self._server, GuardedServer):
+            command += ["--set", f"queue.username={self._server.username}", "--set", "queue.authority=own"]
         for item in self.plan.overrides:
             command += ["--set", item]
         if self._judge is not None:  # the judge gets its settings from the trainer
@@ -273,7 +289,7 @@ class LocalRun:
             if server.url == url:
                 return
         raise ServiceFailed(
-            f"The embedded Valkey server died and can't be brought back; its log is in {self.run_dir.valkey}.",
+            f"The queue server died and can't be brought back; its log is in {self.run_dir.valkey}.",
             "Read the log there, then go on with --resume: nothing that was trained is lost.",
         )
 

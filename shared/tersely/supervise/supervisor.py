@@ -51,6 +51,7 @@ class ChildSpec:
         command: Gives the command line for the n-th start (0 is the first); asked at each start.
         ready: Whether it may be started now; asked at each poll while it waits.
         natural_ends: Exit codes with which it ends for good; any other end is a death.
+        environment: For this child alone, as a password.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ChildSpec:
     command: Callable[[int], Sequence[str]]
     ready: Callable[[], bool] = lambda: True
     natural_ends: frozenset[int] = frozenset()
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(slots=True)
@@ -178,6 +180,7 @@ class Supervisor:
         environment = {
             **os.environ,
             **self._environment,
+            **spec.environment,
             **self._lifeline.environment(),
             ERROR_FILE_ENV: str(error_file),
             "PYTHONUNBUFFERED": "1",
