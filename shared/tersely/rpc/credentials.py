@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import grpc
 import structlog
@@ -75,7 +76,9 @@ def mutual_tls(role: str) -> ServerSecurity:
         shown = mark
         return found
 
-    credentials = grpc.dynamic_ssl_server_credentials(_configuration(identity), renewed, True)
+    # None means "as before", which the type stubs don't know.
+    fetch = cast(Callable[[], grpc.ServerCertificateConfiguration], renewed)
+    credentials = grpc.dynamic_ssl_server_credentials(_configuration(identity), fetch, True)
     return ServerSecurity(credentials, (Guard(revocations),), _SERVER_OPTIONS)
 
 

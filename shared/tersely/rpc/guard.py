@@ -34,7 +34,7 @@ def peer_of(context: Context[Any, Any]) -> NodeCertificate | None:
     return _read(found[0]) if found else None
 
 
-class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class Guard(grpc.aio.ServerInterceptor):
     """Refuses, at each call, who has no certificate of ours, a revoked or expired one, or the wrong role.
 
     TLS itself looks at a certificate only when a connection is made; connections live for days.

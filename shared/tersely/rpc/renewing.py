@@ -10,7 +10,7 @@ from typing import Any, Self
 import grpc
 
 
-class RenewingChannel(grpc.Channel):  # type: ignore[misc]
+class RenewingChannel(grpc.Channel):
     """Makes a new channel behind itself when its certificate was renewed; calls under way end on the one they began on.
 
     Stubs made from it need not be made again.
