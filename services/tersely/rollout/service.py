@@ -120,6 +120,7 @@ def _work_in(joined: Joined, engines: _Engines, stopping: threading.Event) -> No
                 max_strikes=recipe.queue.max_strikes,
                 max_expired_leases=recipe.queue.max_expired_leases,
                 quarantine_key=keys.quarantine,
+                adds_back=joined.login is None,
             )
             for key in (keys.prompts, keys.evaluation_prompts)
         ]

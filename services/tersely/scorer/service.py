@@ -7,7 +7,7 @@ import os
 import structlog
 
 from tersely.config.load import load_recipe
-from tersely.errors import TrainerUnreachable
+from tersely.errors import RedisUnreachable, TrainerUnreachable
 from tersely.node.drain import DrainSignal
 from tersely.node.heartbeat import Heartbeater
 from tersely.node.join import join
@@ -20,6 +20,8 @@ from tersely.scorer.scoring_service import ScoringServicer
 from tersely.scorer.trainer_watch import TrainerWatch
 from tersely.telemetry.logging import configure_logging
 from tersely.v1 import scoring_pb2_grpc
+
+REJOIN_PAUSE_SECONDS = 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +42,13 @@ def run_scorer(options: ServiceOptions) -> int:
         else:
             # A trainer that has begun another run is joined again.
             while not drain.is_set():
-                _work_in_run(options.trainer, drain)
+                try:
+                    _work_in_run(options.trainer, drain)
+                except RedisUnreachable as error:
+                    if drain.is_set():
+                        break
+                    log.warning("joining_again", kind=error.kind, message=error.message)
+                    drain.wait(REJOIN_PAUSE_SECONDS)
     log.info("ended")
     return 0
 
@@ -87,6 +95,7 @@ def _work_in_run(trainer: str, drain: DrainSignal) -> None:
             max_strikes=queue.max_strikes,
             max_expired_leases=queue.max_expired_leases,
             quarantine_key=keys.quarantine,
+            adds_back=joined.login is None,
         )
         with client, Heartbeater(client, keys, joined.node_id, "scorer") as heart, LeaseKeeper(stream) as keeper:
 

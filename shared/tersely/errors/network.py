@@ -16,9 +16,14 @@ class RedisUnreachable(QueueError):
 
 
 class RedisAuth(QueueError):
-    """The server refused the user or the password, or the user lacks a permission."""
+    """The server refused the user or the password, or the user lacks a permission.
+
+    Attributes:
+        of_login: Whether user or password was refused.
+    """
 
     kind, exit_code = "redis_auth", 41
+    of_login = False
 
 
 class RedisTooOld(QueueError):

@@ -18,10 +18,10 @@ from pydantic import ValidationError
 
 from tersely.config.load import recipe_from_json
 from tersely.config.schema import Recipe
-from tersely.errors import ConfigValue, TrainerUnreachable
+from tersely.errors import ConfigValue, RedisAuth, RedisUnreachable, TrainerUnreachable
 from tersely.node.roles import role_to_proto
 from tersely.queue.acl import NodeLogin
-from tersely.queue.connect import connect, password_from
+from tersely.queue.connect import connect, password_from, seen_from
 from tersely.rpc.address import parse_address
 from tersely.rpc.client import call, dial, uses_tls
 from tersely.types import NodeId, RunId
@@ -97,6 +97,11 @@ class Joined:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+        if self.login is not None and isinstance(value, RedisAuth) and value.of_login:
+            raise RedisUnreachable(
+                f"The Redis server no longer knows the user of this node: {value.message}",
+                "Nothing to do: the node joins again, and gets its user back unless it was revoked.",
+            ) from None
 
 
 def join(address: str, role: str, wait_seconds: float = 120.0, stop: threading.Event | None = None) -> Joined:
@@ -130,7 +135,7 @@ def join(address: str, role: str, wait_seconds: float = 120.0, stop: threading.E
         run_id,
         node_id,
         recipe,
-        answer.redis_url,
+        seen_from(answer.redis_url, parse_address(address).host),
         answer.trainer_incarnation,
         address,
         channel,

@@ -184,10 +184,12 @@ def _translate(error: Exception, address: str) -> QueueError:
             "Give the user the permissions of its role, or name another in queue.username.",
         )
     if isinstance(error, faults.AuthenticationError | faults.AuthorizationError):
-        return RedisAuth(
+        refused = RedisAuth(
             f"Redis at {address} refused the login: {server_words(error)}.",
             "Put the right password into the variable that queue.password_env names (TERSELY_REDIS_PASSWORD).",
         )
+        refused.of_login = True
+        return refused
     if isinstance(error, faults.OutOfMemoryError):
         return RedisOutOfMemory(
             f"Redis at {address} is at its maxmemory and takes no more work.",

@@ -64,7 +64,7 @@ class OwnTlsConnection(Connection):
 
     def __init__(self, own_tls: QueueTls, **kwargs: Any) -> None:
         self._own_tls = own_tls
-        super().__init__(**kwargs)
+        super().__init__(**kwargs)  # type: ignore[no-untyped-call]
 
     def _connect(self) -> socket.socket:
         plain: socket.socket = super()._connect()  # type: ignore[no-untyped-call]
