@@ -11,6 +11,14 @@ import torch
 
 from tersely.models.linear import product
 
+KEPT_BYTES = 128 << 20
+"""Probabilities that are kept for the backward pass, at most, unless one chunk alone is more."""
+
+
+def kept_chunks(chunk_tokens: int, vocabulary: int) -> int:
+    """How many chunks of logits keep their fp32 probabilities: what `KEPT_BYTES` hold, and one at least."""
+    return max(1, KEPT_BYTES // (4 * chunk_tokens * vocabulary))
+
 
 def sampled_logprobs(
     hidden_NH: torch.Tensor,
@@ -24,8 +32,8 @@ def sampled_logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of one id per position, and the entropy of its distribution, in chunks of positions.
 
-    The softmax is in fp32 (float64 if the hidden states are). Only the last chunk, the first one that the backward pass
-    reaches, keeps its probabilities; the others compute their logits again there.
+    The softmax is in fp32 (float64 if the hidden states are). The last chunks, the first ones that the backward pass
+    reaches, keep their probabilities (`kept_chunks`); the others compute their logits again there.
 
     Args:
         hidden_NH: Final hidden states; gradients flow into them.
@@ -41,9 +49,10 @@ def sampled_logprobs(
     """
     logprobs, entropies = [], []
     starts = range(0, hidden_NH.shape[0], chunk_tokens)
-    for start in starts:
+    recomputed = len(starts) - kept_chunks(chunk_tokens, weight_VH.shape[0])
+    for number, start in enumerate(starts):
         part = slice(start, start + chunk_tokens)
-        keep = start == starts[-1]
+        keep = number >= recomputed
         logprob_N, entropy_N = _SampledLogprob.apply(  # type: ignore[no-untyped-call]
             hidden_NH[part], weight_VH, bias_V, ids_N[part], temperature, keep, compute_dtype
         )

@@ -9,13 +9,14 @@ from transformers import DynamicCache
 
 from tersely.grpo import LossInputs, policy_loss
 from tersely.testing.modules import load_module
+from tersely.trainer import head
 from tersely.trainer.forward import (
     Forward,
     ForwardSettings,
     completion_logprobs_padded,
     completion_logprobs_shared,
 )
-from tersely.trainer.head import sampled_logprobs
+from tersely.trainer.head import kept_chunks, sampled_logprobs
 
 _models = load_module(Path(__file__).with_name("models.py"))
 make_model, VOCABULARY = _models.make_model, _models.VOCABULARY
@@ -193,7 +194,11 @@ def test_two_passes_give_the_same_bytes() -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("chunk", [1, 4, 100])
-def test_the_chunked_head_equals_autograd_through_a_whole_log_softmax(chunk: int, bias: bool) -> None:
+@pytest.mark.parametrize("kept_bytes", [0, 23 * 4 * 4 * 2, head.KEPT_BYTES])
+def test_the_chunked_head_equals_autograd_through_a_whole_log_softmax(
+    chunk: int, bias: bool, kept_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "KEPT_BYTES", kept_bytes)
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -219,3 +224,9 @@ def test_the_head_never_makes_a_tensor_of_all_logits(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch, "log_softmax", lambda logits, dim: sizes.append(logits.shape[0]) or real(logits, dim))
     run(make_model("llama"), completion_logprobs_shared, SETTINGS)
     assert max(sizes) <= SETTINGS.logit_chunk_tokens < sum(LENGTHS)
+
+
+def test_chunks_are_kept_up_to_a_number_of_bytes_and_one_is_always() -> None:
+    assert kept_chunks(256, 49_152) == 2  # SmolLM2: 50 MB each
+    assert kept_chunks(256, 151_936) == 1  # Qwen2.5: 156 MB each
+    assert kept_chunks(16, 100) * 16 * 100 * 4 <= head.KEPT_BYTES

@@ -39,6 +39,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tersely.config import Recipe
+from tersely.trainer.head import kept_chunks
 from tersely.trainer.planning.facts import ModelFacts
 from tersely.trainer.planning.workload import Part, Workload
 from tersely.weights.readers import MOST_DROPPED
@@ -213,9 +214,11 @@ def _backward(recipe: Recipe, facts: ModelFacts, work: Workload, trained: int, *
             before, states = alone, prompt * per_prompt_position
     # The cache of a forward pass holds every layer's keys and values before the copies for query heads are made.
     filled = max(part.rows * (part.context + part.width) for part in parts) * per_prompt_position
-    chunk = min(learner.logit_chunk_tokens, max(part.tokens for part in parts)) * facts.vocabulary * 4
+    tokens = max(part.tokens for part in parts)
+    chunk = min(learner.logit_chunk_tokens, tokens) * facts.vocabulary * 4
+    chunks = min(-(-tokens // learner.logit_chunk_tokens), kept_chunks(learner.logit_chunk_tokens, facts.vocabulary))
     embedding = 4 * facts.vocabulary * facts.hidden if learner.lora is None else 0
-    head = 3 * chunk + 2 * embedding
+    head = (2 + chunks) * chunk + 2 * embedding
     found = {"activations": activations + before, "prompt KV": states}
     if work.groups * len(parts) * learner.optimizer_steps_per_batch > 1:
         found["gradients"] = trained

@@ -2,7 +2,7 @@
 
 A position costs 2 operations per weight of the decoder's matrices forward and 4 backward, and 4 A (span) per layer
 forward for attention, twice that backward. A position with logits costs 2 V H forward, once more in the backward pass
-(logits are made again there) and 4 V H backward. Not all of a step is matrix products: `EFFICIENCY` is the share of
+(where logits are made again) and 4 V H backward. Not all of a step is matrix products: `EFFICIENCY` is the share of
 the measured speed of products that whole steps reached on a CPU. Decoding reads all weights once per token of the
 longest completion of a group, the prompt's cost beside it.
 
