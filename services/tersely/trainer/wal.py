@@ -1,31 +1,24 @@
 """The write-ahead log of a run: length- and checksum-framed protobuf records in one file.
 
-Layout of a record: ``<u32 length><u32 crc32 of the payload><payload>``, little-endian; the payload is a `LogRecord`.
-A record torn by a crash can only be the last one: it is cut off when the log is opened. Damage anywhere before is
-`LogCorrupt`, because what follows could not be trusted. A record that seems to reach past the end is torn only if no
-whole record stands behind it: else its length was damaged.
+The payload of each record is a `LogRecord`; how records are framed, and what damage means, is in telemetry/framed.py. A
+record torn by a crash can only be the last one: it is cut off when the log is opened.
 """
 
 from __future__ import annotations
 
 import os
-import struct
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
 import structlog
 
-from tersely.errors import LogCorrupt
 from tersely.telemetry.disk import disk_errors
+from tersely.telemetry.framed import HEADER, framed, read_framed
 from tersely.testing.faultpoints import reach
 from tersely.v1 import log_pb2
-
-_HEADER = struct.Struct("<II")
-_MAX_RECORD_BYTES = 1 << 30
 
 log = structlog.get_logger(__name__)
 
@@ -81,7 +74,7 @@ class WriteAheadLog:
         self.check()
         record.time = time.time()
         payload = record.SerializeToString()
-        data = _HEADER.pack(len(payload), zlib.crc32(payload)) + payload
+        data = framed(payload)
         if sync:
             reach("before_log_write")
             reach("inside_log_write", before=lambda: self._file.write(data[: len(data) // 2]))
@@ -117,7 +110,7 @@ def read_records(path: Path) -> Iterator[log_pb2.LogRecord]:
     Raises:
         LogCorrupt: when a record other than the last is damaged.
     """
-    for payload in _payloads(path):
+    for payload in read_framed(path):
         yield log_pb2.LogRecord.FromString(payload)
 
 
@@ -125,42 +118,5 @@ def _scan(path: Path) -> tuple[int, int]:
     """(Bytes of intact records, bytes of a torn last one)."""
     if not path.exists():
         return 0, 0
-    intact = sum(_HEADER.size + len(payload) for payload in _payloads(path))
+    intact = sum(HEADER.size + len(payload) for payload in read_framed(path))
     return intact, path.stat().st_size - intact
-
-
-def _payloads(path: Path) -> Iterator[bytes]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        offset = 0
-        while offset < size:
-            header = file.read(_HEADER.size)
-            if len(header) < _HEADER.size:
-                return
-            length, checksum = _HEADER.unpack(header)
-            end = offset + _HEADER.size + length
-            # No record is empty: zeros are what some file systems leave where data was lost.
-            framed = 0 < length <= _MAX_RECORD_BYTES and end <= size
-            payload = file.read(length) if framed else b""
-            if not framed or zlib.crc32(payload) != checksum:
-                if _whole_record_in(path, offset + 1, size):
-                    raise LogCorrupt(
-                        f"The write-ahead log {path} is damaged at byte {offset}, before its last record.",
-                        "Restore the file from a backup, or start a new run from the last checkpoint's weights.",
-                    )
-                return
-            yield payload
-            offset = end
-
-
-def _whole_record_in(path: Path, start: int, size: int) -> bool:
-    """Whether an intact record begins at any byte from `start` on."""
-    with path.open("rb") as file:
-        file.seek(start)
-        rest = memoryview(file.read(size - start))
-    for offset in range(len(rest) - _HEADER.size):
-        length, checksum = _HEADER.unpack_from(rest, offset)
-        begin = offset + _HEADER.size
-        if 0 < length <= len(rest) - begin and zlib.crc32(rest[begin : begin + length]) == checksum:
-            return True
-    return False
