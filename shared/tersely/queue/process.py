@@ -48,6 +48,9 @@ class ServerProcess(ABC):
         port: Where to listen; 0: a free port, the same again after a restart if nobody took it.
     """
 
+    umask = -1
+    """For the server's files; -1: that of this process."""
+
     def __init__(self, folder: Path, port: int = 0) -> None:
         self._folder = folder.resolve()
         self._process: subprocess.Popen[bytes] | None = None
@@ -140,7 +143,13 @@ class ServerProcess(ABC):
             command = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
         with (self._folder / "valkey.log").open("ab") as log:
             return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._folder, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+                start_new_session=True,
+                umask=self.umask,
             )
 
     def _answers(self, deadline: float) -> bool:

@@ -69,6 +69,8 @@ class TlsServer(ServerProcess):
         tls: Files of the trainer's identity.
     """
 
+    umask = 0o077
+
     def __init__(self, folder: Path, host: str, port: int, binary: Path, tls: QueueTls) -> None:
         super().__init__(folder, port)
         self._host = host
