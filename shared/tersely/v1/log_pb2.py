@@ -26,7 +26,7 @@ from tersely.v1 import common_pb2 as tersely_dot_v1_dot_common__pb2
 from tersely.v1 import group_pb2 as tersely_dot_v1_dot_group__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14tersely/v1/log.proto\x12\ntersely.v1\x1a\x17tersely/v1/common.proto\x1a\x16tersely/v1/group.proto\"\xd9\x02\n\tLogRecord\x12\x0c\n\x04time\x18\x01 \x01(\x01\x12\x35\n\x0ftrainer_started\x18\x02 \x01(\x0b\x32\x1a.tersely.v1.TrainerStartedH\x00\x12/\n\x0cgroup_issued\x18\x03 \x01(\x0b\x32\x17.tersely.v1.GroupIssuedH\x00\x12\x31\n\rgroup_dropped\x18\x04 \x01(\x0b\x32\x18.tersely.v1.GroupDroppedH\x00\x12/\n\x0c\x62\x61tch_formed\x18\x05 \x01(\x0b\x32\x17.tersely.v1.BatchFormedH\x00\x12\x39\n\x11version_committed\x18\x06 \x01(\x0b\x32\x1c.tersely.v1.VersionCommittedH\x00\x12-\n\x0brolled_back\x18\x07 \x01(\x0b\x32\x16.tersely.v1.RolledBackH\x00\x42\x08\n\x06record\"\xa7\x02\n\x0eTrainerStarted\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x31\n\x0finitial_weights\x18\x03 \x01(\x0b\x32\x18.tersely.v1.WeightsLabel\x12\x15\n\rrecipe_sha256\x18\x04 \x01(\t\x12@\n\x0b\x65nvironment\x18\x05 \x03(\x0b\x32+.tersely.v1.TrainerStarted.EnvironmentEntry\x12\x1c\n\x0f\x63heckpoint_step\x18\x06 \x01(\x04H\x00\x88\x01\x01\x1a\x32\n\x10\x45nvironmentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x12\n\x10_checkpoint_step\"H\n\x0bGroupIssued\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x14\n\x0cissue_number\x18\x02 \x01(\x04\x12\x11\n\tprompt_id\x18\x03 \x01(\t\"[\n\x0cGroupDropped\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.tersely.v1.GroupOutcome\x12\x0e\n\x06reason\x18\x03 \x01(\t\"D\n\x0b\x42\x61tchFormed\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\'\n\x06groups\x18\x02 \x03(\x0b\x32\x17.tersely.v1.ScoredGroup\"K\n\x10VersionCommitted\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12)\n\x07weights\x18\x02 \x01(\x0b\x32\x18.tersely.v1.WeightsLabel\"f\n\nRolledBack\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0f\n\x07to_step\x18\x02 \x01(\x04\x12)\n\x07weights\x18\x03 \x01(\x0b\x32\x18.tersely.v1.WeightsLabel\x12\x0e\n\x06reason\x18\x04 \x01(\t*\x82\x01\n\x0cGroupOutcome\x12\x1d\n\x19GROUP_OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n\x13GROUP_OUTCOME_STALE\x10\x01\x12\x1b\n\x17GROUP_OUTCOME_NO_SIGNAL\x10\x02\x12\x1d\n\x19GROUP_OUTCOME_QUARANTINED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14tersely/v1/log.proto\x12\ntersely.v1\x1a\x17tersely/v1/common.proto\x1a\x16tersely/v1/group.proto\"\xd9\x02\n\tLogRecord\x12\x0c\n\x04time\x18\x01 \x01(\x01\x12\x35\n\x0ftrainer_started\x18\x02 \x01(\x0b\x32\x1a.tersely.v1.TrainerStartedH\x00\x12/\n\x0cgroup_issued\x18\x03 \x01(\x0b\x32\x17.tersely.v1.GroupIssuedH\x00\x12\x31\n\rgroup_dropped\x18\x04 \x01(\x0b\x32\x18.tersely.v1.GroupDroppedH\x00\x12/\n\x0c\x62\x61tch_formed\x18\x05 \x01(\x0b\x32\x17.tersely.v1.BatchFormedH\x00\x12\x39\n\x11version_committed\x18\x06 \x01(\x0b\x32\x1c.tersely.v1.VersionCommittedH\x00\x12-\n\x0brolled_back\x18\x07 \x01(\x0b\x32\x16.tersely.v1.RolledBackH\x00\x42\x08\n\x06record\"\xa7\x02\n\x0eTrainerStarted\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x31\n\x0finitial_weights\x18\x03 \x01(\x0b\x32\x18.tersely.v1.WeightsLabel\x12\x15\n\rrecipe_sha256\x18\x04 \x01(\t\x12@\n\x0b\x65nvironment\x18\x05 \x03(\x0b\x32+.tersely.v1.TrainerStarted.EnvironmentEntry\x12\x1c\n\x0f\x63heckpoint_step\x18\x06 \x01(\x04H\x00\x88\x01\x01\x1a\x32\n\x10\x45nvironmentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x12\n\x10_checkpoint_step\"[\n\x0bGroupIssued\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x14\n\x0cissue_number\x18\x02 \x01(\x04\x12\x11\n\tprompt_id\x18\x03 \x01(\t\x12\x11\n\treplay_of\x18\x04 \x01(\t\"[\n\x0cGroupDropped\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.tersely.v1.GroupOutcome\x12\x0e\n\x06reason\x18\x03 \x01(\t\"D\n\x0b\x42\x61tchFormed\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\'\n\x06groups\x18\x02 \x03(\x0b\x32\x17.tersely.v1.ScoredGroup\"K\n\x10VersionCommitted\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12)\n\x07weights\x18\x02 \x01(\x0b\x32\x18.tersely.v1.WeightsLabel\"f\n\nRolledBack\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0f\n\x07to_step\x18\x02 \x01(\x04\x12)\n\x07weights\x18\x03 \x01(\x0b\x32\x18.tersely.v1.WeightsLabel\x12\x0e\n\x06reason\x18\x04 \x01(\t*\x82\x01\n\x0cGroupOutcome\x12\x1d\n\x19GROUP_OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n\x13GROUP_OUTCOME_STALE\x10\x01\x12\x1b\n\x17GROUP_OUTCOME_NO_SIGNAL\x10\x02\x12\x1d\n\x19GROUP_OUTCOME_QUARANTINED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TRAINERSTARTED_ENVIRONMENTENTRY']._loaded_options = None
   _globals['_TRAINERSTARTED_ENVIRONMENTENTRY']._serialized_options = b'8\001'
-  _globals['_GROUPOUTCOME']._serialized_start=1150
-  _globals['_GROUPOUTCOME']._serialized_end=1280
+  _globals['_GROUPOUTCOME']._serialized_start=1169
+  _globals['_GROUPOUTCOME']._serialized_end=1299
   _globals['_LOGRECORD']._serialized_start=86
   _globals['_LOGRECORD']._serialized_end=431
   _globals['_TRAINERSTARTED']._serialized_start=434
@@ -44,13 +44,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAINERSTARTED_ENVIRONMENTENTRY']._serialized_start=659
   _globals['_TRAINERSTARTED_ENVIRONMENTENTRY']._serialized_end=709
   _globals['_GROUPISSUED']._serialized_start=731
-  _globals['_GROUPISSUED']._serialized_end=803
-  _globals['_GROUPDROPPED']._serialized_start=805
-  _globals['_GROUPDROPPED']._serialized_end=896
-  _globals['_BATCHFORMED']._serialized_start=898
-  _globals['_BATCHFORMED']._serialized_end=966
-  _globals['_VERSIONCOMMITTED']._serialized_start=968
-  _globals['_VERSIONCOMMITTED']._serialized_end=1043
-  _globals['_ROLLEDBACK']._serialized_start=1045
-  _globals['_ROLLEDBACK']._serialized_end=1147
+  _globals['_GROUPISSUED']._serialized_end=822
+  _globals['_GROUPDROPPED']._serialized_start=824
+  _globals['_GROUPDROPPED']._serialized_end=915
+  _globals['_BATCHFORMED']._serialized_start=917
+  _globals['_BATCHFORMED']._serialized_end=985
+  _globals['_VERSIONCOMMITTED']._serialized_start=987
+  _globals['_VERSIONCOMMITTED']._serialized_end=1062
+  _globals['_ROLLEDBACK']._serialized_start=1064
+  _globals['_ROLLEDBACK']._serialized_end=1166
 # @@protoc_insertion_point(module_scope)

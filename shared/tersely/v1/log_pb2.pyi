@@ -186,22 +186,26 @@ class GroupIssued(_message.Message):
     GROUP_ID_FIELD_NUMBER: _builtins.int
     ISSUE_NUMBER_FIELD_NUMBER: _builtins.int
     PROMPT_ID_FIELD_NUMBER: _builtins.int
+    REPLAY_OF_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
     """Its id."""
     issue_number: _builtins.int
     """Its number."""
     prompt_id: _builtins.str
     """Its prompt."""
+    replay_of: _builtins.str
+    """Quarantined group whose prompt is tried again with it; empty: none. Each is tried again at most once."""
     def __init__(
         self,
         *,
         group_id: _builtins.str = ...,
         issue_number: _builtins.int = ...,
         prompt_id: _builtins.str = ...,
+        replay_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_id", b"group_id", "issue_number", b"issue_number", "prompt_id", b"prompt_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_id", b"group_id", "issue_number", b"issue_number", "prompt_id", b"prompt_id", "replay_of", b"replay_of"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
