@@ -22,6 +22,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_identity_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Certificates of whoever runs the tests stay out of them, in child processes too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TERSELY_IDENTITY", str(tmp_path_factory.mktemp("identity")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of an embedded server that lives as long as the session; what is in it belongs to nobody."""
