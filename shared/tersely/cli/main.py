@@ -15,6 +15,7 @@ from tersely.cli import (
     config,
     evaluate,
     export,
+    invariants,
     join,
     judge_file,
     label,
@@ -60,6 +61,7 @@ label.register(app)
 ca.register(app)
 token.register(app)
 join.register(app)
+invariants.register(app)
 
 
 def main() -> None:

@@ -51,6 +51,8 @@
     |  |- TrainerSuperseded           65  trainer_superseded
     |  |- NoSignal                    66  no_signal
     |  |- DiskFull                    67  disk_full
+    |  |- InvariantBroken            100  invariant_broken
+    |  |- QuarantineRefused          101  quarantine_refused
     |  `- ReplayDiffers               68  replay_differs
     |- ServiceError
     |  |- ServiceFailed               70  service_failed
@@ -131,6 +133,7 @@ from tersely.errors.running import (
     CheckpointInvalid,
     DiskFull,
     EngineFailed,
+    InvariantBroken,
     JudgeBudget,
     JudgeCache,
     JudgeEndpoint,
@@ -139,6 +142,7 @@ from tersely.errors.running import (
     LogCorrupt,
     NoSignal,
     PackageMissing,
+    QuarantineRefused,
     RankLost,
     ReplayDiffers,
     RewardError,
@@ -178,6 +182,7 @@ __all__ = [
     "IdentityError",
     "IdentityInvalid",
     "IdentityMissing",
+    "InvariantBroken",
     "JobError",
     "JobFailed",
     "JudgeBudget",
@@ -200,6 +205,7 @@ __all__ = [
     "PlanDoesNotFit",
     "PortBusy",
     "QueueError",
+    "QuarantineRefused",
     "RankLost",
     "RedisAuth",
     "RedisOutOfMemory",

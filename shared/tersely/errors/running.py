@@ -57,6 +57,18 @@ class DiskFull(RunError):
     kind, exit_code = "disk_full", 67
 
 
+class InvariantBroken(RunError):
+    """What a run has written down can't be true."""
+
+    kind, exit_code = "invariant_broken", 100
+
+
+class QuarantineRefused(RunError):
+    """A group of the quarantine can't be shown, tried again or dropped as asked."""
+
+    kind, exit_code = "quarantine_refused", 101
+
+
 class ReplayDiffers(RunError):
     """Training again from a run's log gave other weights than the run had."""
 
