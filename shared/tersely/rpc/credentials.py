@@ -69,7 +69,7 @@ def mutual_tls(role: str) -> ServerSecurity:
         if mark == shown:
             return None
         try:
-            found = _configuration(load_identity(role))
+            found = _configuration(load_identity(role, identity.folder.parent))
         except TerselyError as error:
             _log.error("renewed_certificate_unusable", role=role, message=error.message)
             return None
@@ -106,7 +106,7 @@ def secure_channel(address: Address, role: str | None, server: str, options: Seq
     named = (*options, ("grpc.ssl_target_name_override", server_name(server)))
 
     def make() -> grpc.Channel:
-        own = load_identity(identity.role)
+        own = load_identity(identity.role, identity.folder.parent)
         credentials = grpc.ssl_channel_credentials(own.authority_pem, own.key_pem, own.certificate_pem)
         return grpc.secure_channel(address.target, credentials, named)
 
