@@ -121,7 +121,7 @@ def outcome(channel: grpc.Channel, name: str) -> str:
             answer.cancel()
     except grpc.RpcError as error:
         sent: TerselyError | None = sent_error(error)
-        return sent.kind if sent is not None else error.code().name.lower()  # type: ignore[attr-defined]
+        return sent.kind if sent is not None else error.code().name.lower()
     return "reached"
 
 

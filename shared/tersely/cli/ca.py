@@ -28,7 +28,10 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="ca")
 
 
-def init(folder: DirOption = None) -> None:
+def init(
+    folder: DirOption = None,
+    days: Annotated[float, typer.Option("--days", min=0.0001, help="How long nodes' certificates are valid.")] = 30.0,
+) -> None:
     """Makes them; the last line is the fingerprint."""
     import platform
 
@@ -36,7 +39,7 @@ def init(folder: DirOption = None) -> None:
     from tersely.identity.folder import ROLES
     from tersely.identity.node import authority_folder, issue_locally
 
-    authority = Authority.create(authority_folder(folder))
+    authority = Authority.create(authority_folder(folder), datetime.timedelta(days=days))
     for role in ROLES:
         issue_locally(role, authority, platform.node(), folder)
     typer.echo(f"authority and certificates for {', '.join(ROLES)} in {authority.folder.parent}", err=True)

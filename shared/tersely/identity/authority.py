@@ -39,28 +39,39 @@ class Authority:
 
     Args:
         folder: ``ca`` in the folder of identities.
-        lifetime: Of the certificates signed.
+        lifetime: Of the certificates signed; None: as the authority was made with.
         clock: Now.
     """
 
     def __init__(
         self,
         folder: Path,
-        lifetime: datetime.timedelta = NODE_LIFETIME,
+        lifetime: datetime.timedelta | None = None,
         clock: Callable[[], datetime.datetime] = utc_now,
     ) -> None:
         self.folder = folder
-        self._lifetime = lifetime
         self._clock = clock
         self._key = read_key(read_private(folder / "ca.key"), str(folder / "ca.key"))
         try:
             self.certificate = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
         except (OSError, ValueError):
             raise IdentityInvalid(f"{folder / 'ca.pem'} can't be read.", "Restore it from a copy.") from None
+        seconds = read_state(folder / "settings.json").get("node_lifetime_seconds", NODE_LIFETIME.total_seconds())
+        self.lifetime = lifetime or datetime.timedelta(seconds=seconds)
 
     @classmethod
-    def create(cls, folder: Path, clock: Callable[[], datetime.datetime] = utc_now) -> Authority:
+    def create(
+        cls,
+        folder: Path,
+        lifetime: datetime.timedelta = NODE_LIFETIME,
+        clock: Callable[[], datetime.datetime] = utc_now,
+    ) -> Authority:
         """Makes a new authority.
+
+        Args:
+            folder: Where.
+            lifetime: Of the certificates that it will sign.
+            clock: Now.
 
         Raises:
             IdentityInvalid: There is one already.
@@ -74,6 +85,7 @@ class Authority:
         make_private_folder(folder)
         key = make_key()
         write_private(folder / "ca.pem", pem_of(authority_certificate(key, clock())))
+        write_state(folder / "settings.json", {"node_lifetime_seconds": lifetime.total_seconds()})
         write_private(folder / "ca.key", key_pem(key))
         made = cls(folder, clock=clock)
         made._write_revocations({})
@@ -170,7 +182,7 @@ class Authority:
             key=key,
             name=name,
             role=role,
-            lifetime=self._lifetime,
+            lifetime=self.lifetime,
             now=self._clock(),
         )
 

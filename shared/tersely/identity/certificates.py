@@ -27,6 +27,8 @@ JOIN = "join"
 ORGANIZATION = "tersely"
 SERVING_ROLES = frozenset({"trainer", "scorer", "judge"})
 MOST_REQUEST_BYTES = 8192
+CLOCKS_APART = datetime.timedelta(minutes=5)
+"""Certificates are valid from so long before they are signed: clocks on a LAN are not exactly the same."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,63}\Z")
 
 
@@ -53,9 +55,14 @@ class NodeCertificate:
     not_before: datetime.datetime
     not_after: datetime.datetime
 
+    @property
+    def lifetime(self) -> datetime.timedelta:
+        """For how long it was signed."""
+        return self.not_after - self.not_before - CLOCKS_APART
+
     def renewal_due(self, now: datetime.datetime) -> bool:
         """Whether less than a third of its time is left."""
-        return now >= self.not_after - (self.not_after - self.not_before) / 3
+        return now >= self.not_after - self.lifetime / 3
 
 
 def utc_now() -> datetime.datetime:
@@ -172,8 +179,7 @@ def node_certificate(
         .issuer_name(issuer.subject)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        # Clocks on a LAN are not exactly the same.
-        .not_valid_before(now - datetime.timedelta(minutes=5))
+        .not_valid_before(now - CLOCKS_APART)
         .not_valid_after(now + lifetime)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage(uses), critical=True)

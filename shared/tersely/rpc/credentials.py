@@ -11,12 +11,13 @@ import grpc
 import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tersely.errors import TerselyError
+from tersely.errors import CertificateRefused, TerselyError
 from tersely.identity.authority import Authority
-from tersely.identity.certificates import JOIN, key_pem, make_key, server_name
+from tersely.identity.certificates import ANY_ROLE, JOIN, key_pem, make_key, server_name, utc_now
 from tersely.identity.node import NodeIdentity, load_identity
+from tersely.identity.renewal import Renewal
 from tersely.identity.revocations import Revocations
-from tersely.rpc.address import Address
+from tersely.rpc.address import Address, parse_address
 from tersely.rpc.guard import Guard
 from tersely.rpc.renewing import RenewingChannel
 
@@ -42,12 +43,14 @@ class ServerSecurity:
         interceptors: Stand before every call.
         options: Of the server.
         health: Whether health checks are served, too.
+        renewal: Runs as long as the server, and keeps its certificate valid.
     """
 
     credentials: grpc.ServerCredentials
     interceptors: tuple[grpc.aio.ServerInterceptor, ...]
     options: tuple[tuple[str, int], ...]
     health: bool = True
+    renewal: Renewal | None = None
 
 
 def mutual_tls(role: str) -> ServerSecurity:
@@ -79,7 +82,16 @@ def mutual_tls(role: str) -> ServerSecurity:
     # None means "as before", which the type stubs don't know.
     fetch = cast(Callable[[], grpc.ServerCertificateConfiguration], renewed)
     credentials = grpc.dynamic_ssl_server_credentials(_configuration(identity), fetch, True)
-    return ServerSecurity(credentials, (Guard(revocations),), _SERVER_OPTIONS)
+    return ServerSecurity(credentials, (Guard(revocations),), _SERVER_OPTIONS, renewal=_renewal(identity))
+
+
+def _renewal(identity: NodeIdentity) -> Renewal:
+    """Signs on the machine of the authority; elsewhere asks where the node has joined."""
+    if not identity.address:
+        return Renewal(identity.role, folder=identity.folder.parent)
+    options = (("grpc.max_reconnect_backoff_ms", 5_000), ("grpc.use_local_subchannel_pool", 1))
+    channel = secure_channel(parse_address(identity.address), identity.role, ANY_ROLE, options)
+    return Renewal(identity.role, channel, identity.address, folder=identity.folder.parent)
 
 
 def joining_tls(authority: Authority) -> ServerSecurity:
@@ -100,8 +112,14 @@ def secure_channel(address: Address, role: str | None, server: str, options: Seq
 
     Raises:
         IdentityMissing, IdentityInvalid: This machine has no usable identity.
+        CertificateRefused: Its certificate has expired.
     """
     identity = load_identity(role)
+    if utc_now() >= identity.certificate.not_after:  # TLS would only show a closed connection
+        raise CertificateRefused(
+            f"The certificate of {identity.name} has expired ({identity.certificate.not_after:%F %T} UTC).",
+            "Check this machine's clock; else join again with a new token: tersely join HOST --token - --replace",
+        )
     file = identity.folder / "node.pem"
     named = (*options, ("grpc.ssl_target_name_override", server_name(server)))
 

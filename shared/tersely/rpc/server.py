@@ -144,6 +144,8 @@ class GrpcServer:
         self._address = Address(self._wanted.host, port, TLS if self._secured else "")
         if not self._secured and not self._address.dialable.loopback and has_any_identity():
             self._address = self._address._replace(scheme=PLAIN)  # else processes of this machine would try TLS
+        if self._security is not None and self._security.renewal is not None:
+            self._security.renewal.start()
         _log.info("listening", address=str(self._address))
         return self.address
 
@@ -155,6 +157,8 @@ class GrpcServer:
         """
         if self._thread is None or self._loop is None or self._stop_now is None:
             return
+        if self._security is not None and self._security.renewal is not None:
+            self._security.renewal.close()
         self._grace_seconds = grace_seconds
         self._loop.call_soon_threadsafe(self._stop_now.set)
         self._thread.join()

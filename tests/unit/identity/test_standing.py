@@ -109,7 +109,7 @@ def test_an_open_stream_to_a_revoked_node_ends(ticking: GrpcServer, authority: A
         authority.revoke(own.name)
         with pytest.raises(grpc.RpcError) as caught:
             collections.deque(stream, maxlen=0)
-    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_calls_go_on_with_the_renewed_certificate_though_the_old_one_has_expired(
