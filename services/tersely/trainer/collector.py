@@ -84,6 +84,8 @@ class Collector:
         self._looked_at_quarantine = -math.inf
         self._dropped_this_step = 0
         self.refills_exhausted = False
+        self.arrived = 0
+        """Groups that have come back, of any kind and whatever became of them; only grows."""
 
     def begin_step(self, current: WeightsLabel, step: int) -> None:
         """Groups that come in from now on are for a step.
@@ -218,6 +220,7 @@ class Collector:
             return
         self._looked_at_quarantine = now
         for quarantined in self._ring.newly_quarantined():
+            self.arrived += 1
             if quarantined.group_id.startswith(EVALUATION_PREFIX):
                 self._desk.quarantined(quarantined.group_id)
             elif quarantined.group_id not in self._accepted:  # a second copy may fail where the first did well
@@ -230,6 +233,7 @@ class Collector:
             TrainerSuperseded: They came while this process slept, and are a newer trainer's to decide on.
         """
         self._wal.check()
+        self.arrived += len(arrivals)
         for arrival in arrivals:
             if arrival.group.group.prompt.purpose == common_pb2.GROUP_PURPOSE_EVALUATION:
                 self._desk.take(arrival)

@@ -23,6 +23,7 @@ from tersely.trainer.keeper import CheckpointKeeper
 from tersely.trainer.parts import Every, Parts, Standing
 from tersely.trainer.patience import Patience
 from tersely.trainer.publishing import prepare_version
+from tersely.trainer.watchdog.pace import EVALUATION
 from tersely.types import PolicyVersion, WeightsLabel
 
 _POLL_SECONDS = 0.25
@@ -174,14 +175,18 @@ class Evaluator:
                 if look.due():
                     parts.collector.take_again()
                 parts.collector.poll(_POLL_SECONDS)
+                parts.pace.arrived(parts.collector.arrived)
                 self._book()
 
-        while not over() and not parts.drain.is_set():
-            first = parts.desk.under_way[0]
-            self._patience.wait_for(
-                f"evaluation {first.name!r} at version {first.label.policy_version}", state="evaluating"
-            )
-            self._patience.attempt(gather)
+        if over() or parts.drain.is_set():
+            return
+        with parts.pace.phase(EVALUATION, self._standing.step + 1):
+            while not over() and not parts.drain.is_set():
+                first = parts.desk.under_way[0]
+                self._patience.wait_for(
+                    f"evaluation {first.name!r} at version {first.label.policy_version}", state="evaluating"
+                )
+                self._patience.attempt(gather)
 
     def _book(self) -> None:
         """Writes down the complete evaluations that no earlier one stands before."""

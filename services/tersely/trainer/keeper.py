@@ -11,6 +11,7 @@ import structlog
 from tersely.trainer.checkpoint import Checkpoint, Keeping, list_checkpoints, prune, write_checkpoint
 from tersely.trainer.history import History
 from tersely.trainer.parts import Parts, Standing
+from tersely.trainer.watchdog.pace import CHECKPOINT
 
 log = structlog.get_logger(__name__)
 
@@ -56,17 +57,18 @@ class CheckpointKeeper:
         parts.directory.check_incarnation()
         parts.status.update(waiting_for="the checkpoint to be written")
         began = time.monotonic()
-        tensors, learner = parts.learner.state()
-        path = write_checkpoint(
-            parts.directory.checkpoints,
-            step=standing.step,
-            policy_version=standing.label.policy_version,
-            weights_sha256=standing.label.weights_sha256,
-            tensors=tensors,
-            learner=learner,
-            keeping=self._keeping(),
-            check=parts.directory.check_incarnation,
-        )
+        with parts.pace.phase(CHECKPOINT, max(1, standing.step)):
+            tensors, learner = parts.learner.state()
+            path = write_checkpoint(
+                parts.directory.checkpoints,
+                step=standing.step,
+                policy_version=standing.label.policy_version,
+                weights_sha256=standing.label.weights_sha256,
+                tensors=tensors,
+                learner=learner,
+                keeping=self._keeping(),
+                check=parts.directory.check_incarnation,
+            )
         standing.checkpointed_step = standing.step
         parts.events.write("checkpoint_written", step=standing.step, path=path.name, seconds=time.monotonic() - began)
 

@@ -21,6 +21,7 @@ from tersely.trainer.publishing import Publisher
 from tersely.trainer.resume import Position
 from tersely.trainer.ring import Arrival
 from tersely.trainer.samples import training_group
+from tersely.trainer.watchdog.pace import COLLECT, LEARN, LOG, PUBLISH
 from tersely.types import PolicyVersion, WeightsLabel
 from tersely.v1 import group_pb2, log_pb2
 
@@ -134,7 +135,8 @@ class TrainingLoop:
         parts.recorder.stage(step)
         self._patience.wait_for("groups to be generated and scored", state="training")
         began = time.monotonic()
-        batch = self._collect()
+        with parts.pace.phase(COLLECT, step):
+            batch = self._collect()
         waited = time.monotonic()
         if batch is None:
             return
@@ -144,17 +146,20 @@ class TrainingLoop:
         standing.without_signal = 0
         groups = [arrival.group for arrival in batch]
         dropped = parts.collector.dropped_this_step
-        parts.wal.append(log_pb2.LogRecord(batch_formed=log_pb2.BatchFormed(step=step, groups=groups)), sync=True)
-        parts.collector.remove(batch)
-        self._patience.attempt(lambda: parts.ring.acknowledge([arrival.lease for arrival in batch]))
+        with parts.pace.phase(LOG, step):
+            parts.wal.append(log_pb2.LogRecord(batch_formed=log_pb2.BatchFormed(step=step, groups=groups)), sync=True)
+            parts.collector.remove(batch)
+            self._patience.attempt(lambda: parts.ring.acknowledge([arrival.lease for arrival in batch]))
         reach("after_ack")
         logged = time.monotonic()
         parts.status.update(waiting_for=f"the learner, step {step}")
-        health = parts.learner.train([training_group(group) for group in groups], step)
+        with parts.pace.phase(LEARN, step):
+            health = parts.learner.train([training_group(group) for group in groups], step)
         learned = time.monotonic()
         reach("after_step")
         sampled_at = standing.version
-        self._publisher.publish(step)
+        with parts.pace.phase(PUBLISH, step):
+            self._publisher.publish(step)
         published = time.monotonic()
         figures = parts.recorder.trained(
             step,
@@ -197,6 +202,7 @@ class TrainingLoop:
             parts.collector.top_up(parts.recipe.run.steps - standing.step)
             self._evaluator.tend()  # after the training groups, which come first
             parts.collector.poll(_POLL_SECONDS)
+            parts.pace.arrived(parts.collector.arrived)
             return parts.collector.batch()
 
         while not parts.drain.is_set():

@@ -25,5 +25,6 @@ def node_facts(node: node_pb2.Heartbeat) -> dict[str, Any]:
         "delta_fallbacks": node.delta_fallbacks,
         "engine": node.engine,
         "swap_pause_seconds": round(node.swap_pause_seconds, 4),
+        "heartbeat": node.time,
         "age_seconds": round(time.time() - node.time, 2),
     }

@@ -19,6 +19,7 @@ from tersely.trainer.ring import Ring
 from tersely.trainer.run_directory import RunDirectory
 from tersely.trainer.status import Status
 from tersely.trainer.wal import WriteAheadLog
+from tersely.trainer.watchdog.pace import Pace
 from tersely.types import PolicyVersion, WeightsLabel
 from tersely.weights.store import SnapshotStore
 
@@ -57,6 +58,7 @@ class Parts:
     status: Status
     drain: DrainSignal
     eval_prompts: Sequence[PreparedPrompt]
+    pace: Pace = field(default_factory=Pace)
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from tersely.trainer.event_repair import repair_events
 from tersely.trainer.export import export_policy
 from tersely.trainer.issuing import Issuer
 from tersely.trainer.learner import Learner
+from tersely.trainer.ledger import Outcome
 from tersely.trainer.loop import TrainingLoop
 from tersely.trainer.nodes import node_facts
 from tersely.trainer.parts import Parts
@@ -41,11 +43,14 @@ from tersely.trainer.publishing import prepare_version
 from tersely.trainer.recorder import Recorder
 from tersely.trainer.report import build_report
 from tersely.trainer.resume import History, Position, Start, choose_start, read_log, restore
-from tersely.trainer.ring import Ring
+from tersely.trainer.ring import Arrival, Ring
 from tersely.trainer.run_directory import RunDirectory, course_sha256, refuse_other_course
 from tersely.trainer.run_service import RunServicer
 from tersely.trainer.status import Status, StatusWriter
 from tersely.trainer.wal import WriteAheadLog
+from tersely.trainer.watchdog.absent import why_unscored
+from tersely.trainer.watchdog.pace import Pace
+from tersely.trainer.watchdog.setup import watch_over
 from tersely.types import NodeId, RunId, WeightsLabel
 from tersely.v1 import log_pb2, run_pb2_grpc
 from tersely.weights.servicer import CheckpointServicer
@@ -85,6 +90,7 @@ class Stage:
     ring: Ring
     events: EventLog
     books: Books
+    heartbeat: Heartbeater
 
 
 def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, stack: ExitStack) -> int:
@@ -135,6 +141,7 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
 
     issuer = Issuer(stage.run_id, directory.incarnation, recipe, inputs.train_prompts, inputs.tokenizer.stop_token_ids)
     desk = EvaluationDesk(ring)
+    watched = watch_over(inputs, stage, directory, drain, stack)
     collector = Collector(
         recipe,
         issuer,
@@ -143,7 +150,7 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
         wal,
         events,
         desk=desk,
-        on_dropped=lambda arrival, outcome: recorder.dropped(arrival.group, outcome, status.snapshot()["step"] + 1),
+        on_dropped=partial(_dropped, recorder, status, watched.pace, recipe),
     )
     stage.books.accepted = collector.accepted
     parts = Parts(
@@ -161,12 +168,15 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
         status=status,
         drain=drain,
         eval_prompts=inputs.eval_prompts,
+        pace=watched.pace,
     )
     loop = TrainingLoop(parts, position, history, initial)
     if resumed:
         collector.take_again()
     try:
         finished = loop.run()
+        if not finished:
+            watched.check()
     except BaseException:
         status.update(state="failed", waiting_for=None)
         raise
@@ -185,6 +195,15 @@ def run_session(inputs: Inputs, directory: RunDirectory, drain: DrainSignal, sta
     )
     status.update(state="finished", waiting_for=None)
     return FINISHED
+
+
+def _dropped(
+    recorder: Recorder, status: Status, pace: Pace, recipe: Recipe, arrival: Arrival, outcome: Outcome
+) -> None:
+    step = status.snapshot()["step"] + 1
+    recorder.dropped(arrival.group, outcome, step)
+    if outcome is Outcome.NO_SIGNAL and (reason := why_unscored(arrival.group, recipe.reward_weights(step))):
+        pace.unscored(reason)
 
 
 def _learner(inputs: Inputs) -> Learner:
@@ -245,6 +264,7 @@ def open_stage(
         stage=None,
         best=directory.read_json("best.json"),
         stopped_by=None,
+        stall=None,
     )
     server = GrpcServer(recipe.rpc.host, recipe.rpc.port, recipe.rpc.insecure_lan)
     checkpoints = CheckpointServicer(store)
@@ -271,14 +291,14 @@ def open_stage(
     )
     log.info("listening", address=address, run_id=run_id)
     books = Books(history.ledger, ring, events)
-    stage = Stage(run_id, store, status, ring, events, books)
+    heartbeat = Heartbeater(inputs.client, ring.keys, NodeId(f"trainer-{directory.incarnation}"), "trainer")
+    stage = Stage(run_id, store, status, ring, events, books, heartbeat)
     _show_state(stage, inputs, directory, stack)
     return stage
 
 
 def _show_state(stage: Stage, inputs: Inputs, directory: RunDirectory, stack: ExitStack) -> None:
-    ring, status = stage.ring, stage.status
-    heartbeat = Heartbeater(inputs.client, ring.keys, NodeId(f"trainer-{directory.incarnation}"), "trainer")
+    ring, status, heartbeat = stage.ring, stage.status, stage.heartbeat
     heartbeat.start()
     stack.callback(heartbeat.leave)
 

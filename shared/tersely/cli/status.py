@@ -38,6 +38,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     from tersely.view import figures
     from tersely.view.alarms import alarm_line
     from tersely.view.plain import one_line
+    from tersely.view.stalls import stall_line
 
     stale = f" (last word {figures.duration(found.get('age_seconds'))} ago)" if found.get("stale") else ""
     text = [
@@ -47,6 +48,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     ]
     if found.get("waiting_for"):
         text.append(f"waits for {one_line(str(found['waiting_for']))}")
+    if found.get("stall"):
+        text.append(one_line(stall_line(found["stall"])))
     step = found.get("last_step") or {}
     if step:
         text.append(

@@ -14,6 +14,7 @@ from tersely.config.judge import JudgeSection
 from tersely.config.learner import LearnerSection
 from tersely.config.section import Section
 from tersely.config.stages import StageSection, check_stages, stage_at, stage_weights
+from tersely.config.watchdog import WatchdogSection
 
 
 class RunSection(Section):
@@ -305,6 +306,7 @@ class Recipe(Section):
     judge: JudgeSection = JudgeSection()
     evaluation: EvaluationSection = EvaluationSection()
     alarms: AlarmsSection = AlarmsSection()
+    watchdog: WatchdogSection = WatchdogSection()
     up: UpSection = UpSection()
 
     @model_validator(mode="after")

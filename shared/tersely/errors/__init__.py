@@ -53,7 +53,8 @@
     |  |- DiskFull                    67  disk_full
     |  |- InvariantBroken            100  invariant_broken
     |  |- QuarantineRefused          101  quarantine_refused
-    |  `- ReplayDiffers               68  replay_differs
+    |  |- ReplayDiffers               68  replay_differs
+    |  `- RunStalled                 114  run_stalled
     |- ServiceError
     |  |- ServiceFailed               70  service_failed
     |  |- PackageMissing              71  package_missing
@@ -152,6 +153,7 @@ from tersely.errors.running import (
     RunDirMissing,
     RunDirNotEmpty,
     RunError,
+    RunStalled,
     ServiceError,
     ServiceFailed,
     TrainerSuperseded,
@@ -222,6 +224,7 @@ __all__ = [
     "RunDirMissing",
     "RunDirNotEmpty",
     "RunError",
+    "RunStalled",
     "ServiceError",
     "ServiceFailed",
     "TerselyError",

@@ -75,6 +75,12 @@ class ReplayDiffers(RunError):
     kind, exit_code = "replay_differs", 68
 
 
+class RunStalled(RunError):
+    """A step was held up for longer than `watchdog.give_up_seconds`."""
+
+    kind, exit_code = "run_stalled", 114
+
+
 class ServiceError(TerselyError):
     """A service that can't start or keeps dying."""
 

@@ -21,6 +21,7 @@ from tersely.view.alarms import alarm_advice, alarm_head
 from tersely.view.follow import JsonlTail
 from tersely.view.long_work import LongWork
 from tersely.view.plain import line_for, one_line
+from tersely.view.stalls import stall_advice, stall_head
 from tersely.view.status import read_status
 
 REFRESH_SECONDS = 0.5
@@ -114,6 +115,10 @@ def _head(status: Mapping[str, Any], recipe: Recipe) -> RenderableType:
 def _alarms(status: Mapping[str, Any]) -> list[RenderableType]:
     """What is wrong now, two lines each."""
     lines: list[RenderableType] = []
+    stall = status.get("stall")
+    if stall:
+        lines.append(Text(one_line(stall_head(stall)), style="bold red"))
+        lines.append(Text(one_line(stall_advice(stall)), style="yellow"))
     for alarm in status.get("alarms") or []:
         lines.append(Text(one_line(alarm_head(alarm)), style="bold red"))
         lines.append(Text(one_line(alarm_advice(alarm)), style="yellow"))

@@ -12,6 +12,7 @@ from tersely.view import figures
 from tersely.view.alarms import alarm_line
 from tersely.view.follow import JsonlTail
 from tersely.view.long_work import LongWork
+from tersely.view.stalls import stall_line
 
 
 class PlainView:
@@ -102,6 +103,12 @@ def line_for(event: Mapping[str, Any], steps: int) -> str | None:
         return f"{event.get('name', event.get('role'))} {verb} (pid {event.get('pid')})"
     if kind == "alarm":
         return alarm_line(event)
+    if kind == "stall":
+        return stall_line(event)
+    if kind == "stall_over":
+        return f"step {event.get('step')} goes on, {figures.duration(event.get('seconds'))} after {event.get('name')}"
+    if kind == "run_gave_up":
+        return f"given up after {figures.duration(event.get('give_up_seconds'))} of {event.get('name')}"
     if kind == "run_resumed":
         return f"resumed (trainer incarnation {event.get('incarnation', '-')})"
     if kind == "stage_began":

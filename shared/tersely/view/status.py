@@ -9,6 +9,7 @@ from typing import Any
 
 from tersely.supervise.files import pid_alive
 from tersely.supervise.run_dir import RunDir, read_json, read_json_value
+from tersely.view.stalls import trainer_silent
 
 STALE_SECONDS = 10.0
 ENDED = ("finished", "failed", "drained", "dead")
@@ -31,6 +32,7 @@ NOT_YET: Mapping[str, Any] = {
     "last_step": None,
     "evaluation": None,
     "alarms": [],
+    "stall": None,
 }
 """What a status says before the trainer has written its first: every key is always there."""
 SERVICE_ROLES = ("trainer", "rollout", "scorer", "judge")
@@ -42,7 +44,8 @@ def read_status(run_dir: RunDir) -> dict[str, Any]:
     Adds to it: `run_dir`; `trainer` (run.json); `processes` (children of `tersely up`); `age_seconds` since the
     trainer wrote; `stale`; `seconds` since the trainer started, where status.json has none. `state` becomes "dead"
     when the trainer's process is gone before its run ended ("drained" when it was draining). `nodes` gets local
-    processes that have not reported yet ("starting") and loses those whose process is gone.
+    processes that have not reported yet ("starting") and loses those whose process is gone. `stall` tells
+    of a trainer that is there and silent.
 
     Raises:
         RunDirMissing: No run there.
@@ -56,6 +59,8 @@ def read_status(run_dir: RunDir) -> dict[str, Any]:
     age = max(0.0, time.time() - written) if isinstance(written, int | float) else None
     state = _state(str(status.get("state", "starting")), run, processes, age)
     started = run.get("started")
+    stale = state not in ENDED and age is not None and age > STALE_SECONDS
+    stall = trainer_silent(status, age or 0.0) if stale and state != "starting" else status.get("stall")
     return {
         "seconds": written - started if isinstance(written, float) and isinstance(started, float) else None,
         **NOT_YET,
@@ -64,7 +69,8 @@ def read_status(run_dir: RunDir) -> dict[str, Any]:
         "run_dir": str(run_dir.path),
         "state": state,
         "age_seconds": age,
-        "stale": state not in ENDED and age is not None and age > STALE_SECONDS,
+        "stale": stale,
+        "stall": stall if state not in ENDED else None,
         "nodes": _nodes(status.get("nodes") or [], run, processes, state),
         "trainer": run,
         "processes": processes,
