@@ -18,6 +18,7 @@ from tersely.identity.certificates import (
     read_certificate,
     read_key,
     signed_by,
+    utc_now,
 )
 from tersely.identity.folder import (
     ROLES,
@@ -77,6 +78,8 @@ def authority_folder(folder: Path | None = None) -> Path:
 def load_identity(role: str | None, folder: Path | None = None) -> NodeIdentity:
     """Reads this machine's identity for a role; None: the first there is, for whom any will do.
 
+    On the machine of the authority it is renewed first if that is due: nothing may have run there for a month.
+
     Raises:
         IdentityMissing: This machine has none.
         IdentityInvalid: Its files are damaged, do not belong together, or others can read the key.
@@ -84,6 +87,18 @@ def load_identity(role: str | None, folder: Path | None = None) -> NodeIdentity:
     if role is None:
         # A client's first, which may do least.
         role = next((each for each in reversed(ROLES) if has_identity(each, folder)), "client")
+    identity = _read(role, folder)
+    home = authority_folder(folder)
+    if not identity.certificate.renewal_due(utc_now()) or not (home / "ca.key").exists():
+        return identity
+    authority = Authority.open(home)
+    try:
+        return issue_locally(role, authority, "", folder) if authority.pem == identity.authority_pem else identity
+    except CertificateRefused:  # revoked: it is shown as it is, and refused
+        return identity
+
+
+def _read(role: str, folder: Path | None) -> NodeIdentity:
     home = role_folder(role, folder)
     if not (home / "node.pem").exists():
         raise IdentityMissing(
@@ -133,7 +148,7 @@ def save_identity(
     if address is not None:
         write_state(home / "joined.json", {"address": address})
     write_private(home / "node.pem", key_pem(key) + certificate_pem)
-    return load_identity(role, folder)
+    return _read(role, folder)
 
 
 def _checked(
@@ -151,7 +166,7 @@ def _checked(
 
 def issue_locally(role: str, authority: Authority, host: str, folder: Path | None = None) -> NodeIdentity:
     """An identity for a service on the machine that has the authority; its name stays the same when it is renewed."""
-    name = load_identity(role, folder).name if has_identity(role, folder) else authority.new_name(role, host)
+    name = _read(role, folder).name if has_identity(role, folder) else authority.new_name(role, host)
     key = make_key()
     pem = authority.issue(key.public_key(), name, role)
     revocations = authority.revocations_file.read_bytes()

@@ -147,6 +147,27 @@ def test_a_certificate_is_renewed_by_itself_when_a_third_of_its_time_is_left(
     assert len(trainer.authority.nodes()[worker.name]["certificates"]) == 2
 
 
+def test_the_machine_of_the_authority_may_be_off_for_a_month(authority: Authority) -> None:
+    long_ago = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=40)
+    old = issue_locally("scorer", Authority(authority.folder, clock=lambda: long_ago), "host")
+    assert old.certificate.not_after < datetime.datetime.now(datetime.UTC)
+    found = load_identity("scorer")
+    assert (found.name, found.certificate.serial != old.certificate.serial) == (old.name, True)
+    assert found.certificate.not_after > datetime.datetime.now(datetime.UTC)
+    assert load_identity("scorer") == found
+
+
+def test_whose_certificate_ran_out_is_told_before_it_dials(
+    trainer: Trainer, worker: NodeIdentity, tmp_path: Path
+) -> None:
+    long_ago = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=31)
+    key = make_key()
+    old = Authority(trainer.authority.folder, clock=lambda: long_ago).issue(key.public_key(), worker.name, "rollout")
+    save_identity("rollout", key, old, worker.authority_pem)
+    with pytest.raises(CertificateRefused, match="has expired"):
+        join(trainer.address, "rollout", wait_seconds=1)
+
+
 def test_a_revoked_node_cannot_renew(trainer: Trainer, worker: NodeIdentity) -> None:
     trainer.authority.revoke(worker.name)
     with dial(trainer.address, role="rollout") as channel, pytest.raises(CertificateRefused, match="revoked"):
