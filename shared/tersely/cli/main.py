@@ -21,6 +21,7 @@ from tersely.cli import (
     label,
     look,
     plan,
+    queue,
     replay,
     score,
     services,
@@ -61,6 +62,7 @@ label.register(app)
 ca.register(app)
 token.register(app)
 join.register(app)
+queue.register(app)
 invariants.register(app)
 
 

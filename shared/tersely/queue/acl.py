@@ -14,6 +14,8 @@ To take is to lease, renew, acknowledge and delete entries. Redis tells keys apa
 leases of others in the streams that its role takes from, but can't put anything there. No node can read or write
 `rq:*` in a run, run scripts, list keys, or see what another sends.
 
+A client can put any job into the queues of jobs. Workers run what is in their own table, whatever a job asks for.
+
 A node's password is made from that of the user who adds it, so adding a node again, as after the server lost its
 users, gives the same login; only its hash is in the server. Who adds nodes needs a password and the right to use ACL.
 """
@@ -39,10 +41,22 @@ JOB_ROLES = ("client", "scorer", "judge")
 JOB_QUEUES = {"scorer": "score", "judge": "judge"}
 """Queue whose jobs a role works on."""
 _PREFIX = "tersely"
-_JOBS = "-"  # stands in a user's name for "no run"
+_JOBS = "jobs"  # stands in a user's name for "no run"
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,63}\Z")
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
-_BASE = ("reset", "-@all", "+auth", "+hello", "+ping", "+multi", "+exec", "+discard", "+unwatch")
+_BASE = (
+    "reset",
+    "-@all",
+    "+auth",
+    "+hello",
+    "+ping",
+    "+multi",
+    "+exec",
+    "+discard",
+    "+unwatch",
+    "+client|setname",
+    "+client|info",
+)
 _TAKE = "+xreadgroup +xautoclaim +xclaim +xpending +xack +xdel +xlen +xgroup|create"
 _LISTS = "+rpush +lpush +lrem +llen +lrange +lpos +lmove +blmove +blpop"
 _SETS = "+sadd +srem +smembers +scard +sismember +zadd +zrem +zcard +zrange +zrangebyscore +zremrangebyscore +zscore"
@@ -84,8 +98,14 @@ def add_node(connection: redis.Redis, run: RunId | None, node: str, role: str) -
     rights = rights_of(run, node, role)
     login = NodeLogin(username, _password(connection, username, role))
     digest = hashlib.sha256(login.password.encode()).hexdigest()
+    words = ["ACL SETUSER", username, *rights, f"#{digest}", "on"]
     with redis_errors(address_of(connection)):
-        connection.execute_command("ACL SETUSER", username, *rights, f"#{digest}", "on")  # type: ignore[no-untyped-call]
+        try:
+            connection.execute_command(*words, "+client|setinfo")  # type: ignore[no-untyped-call]
+        except faults.ResponseError as error:
+            if "setinfo" not in str(error):
+                raise
+            connection.execute_command(*words)  # type: ignore[no-untyped-call]  # Redis before 7.2 has none
     _save(connection)
     return login
 
@@ -116,21 +136,21 @@ def nodes_of(connection: redis.Redis) -> list[tuple[str, str]]:
     with redis_errors(address_of(connection)):
         users: list[bytes | str] = connection.execute_command("ACL USERS")  # type: ignore[no-untyped-call]
     names = [user.decode() if isinstance(user, bytes) else user for user in users]
-    parts = [(name, name.split(":")) for name in names]
+    parts = [(name, name.split("+")) for name in names]
     return [(name, split[2]) for name, split in parts if len(split) == 3 and split[0] == _PREFIX]
 
 
 def user_of(run: RunId | None, node: str) -> str:
-    """Name of a node's user, e.g. "tersely:r-5f3a9c01:rollout-mini2-a1b2c3".
+    """Name of a node's user, e.g. "tersely+r-5f3a9c01+rollout-mini2-a1b2c3"; it can stand in a URL.
 
     Raises:
         ValueError: Names that could mean more than themselves in a key pattern.
     """
     if not _NODE.match(node):
         raise ValueError(f"{node!r} can't be the name of a node")
-    if run is not None and not _RUN.match(run):
+    if run is not None and (run == _JOBS or not _RUN.match(run)):
         raise ValueError(f"{run!r} can't be the id of a run")
-    return f"{_PREFIX}:{_JOBS if run is None else run}:{node}"
+    return f"{_PREFIX}+{_JOBS if run is None else run}+{node}"
 
 
 def process_id(node: str, pid: int, suffix: str) -> NodeId:
@@ -167,7 +187,10 @@ def _job_rights(role: str) -> list[str]:
     keys += ["rq:queues", "rq:job:*", "rq:executions:*", "rq:execution:*", "rq:results:*", "tj:*"]
     if role != "client":
         keys += ["rq:worker:*", "rq:workers", "rq:clean_registries:*"]
-    return [f"({_LISTS} {_SETS} {_HASHES} {_OTHERS} {_patterns(keys)})"]
+    # A client looks whether a worker is still there.
+    workers = " %R~rq:worker:*" if role == "client" else ""
+    # RQ asks for the version: on an old server it would take jobs in a way that loses them.
+    return ["+info", f"({_LISTS} {_SETS} {_HASHES} {_OTHERS} {_patterns(keys)}{workers})"]
 
 
 def _patterns(keys: list[str]) -> str:

@@ -47,7 +47,8 @@ def connect(
     that is silent for `timeout_seconds` is given up at once.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://` URL, with or without credentials.
+        url: `redis://`, `rediss://` or `unix://` URL, with or without credentials. `?authority=own` at the end of a
+            `rediss://` URL asks for the TLS of this machine's own identity.
         username: Wins over the one in the URL.
         password: Wins over the one in the URL.
         timeout_seconds: Limit for connecting and for each reply; blocking reads must stay below it.
@@ -64,6 +65,8 @@ def connect(
         raise ConfigValue(
             "The Redis URL can't be read.", "Write it like redis://HOST:6379, rediss://HOST:6379 or unix:///PATH."
         ) from None
+    if options.pop("authority", None) == "own" and tls is None:
+        tls = queue_tls(None)
     if tls is not None:
         if urlsplit(url).scheme != "rediss":
             raise ConfigValue(f"{without_password(url)} is not encrypted.", "Write it like rediss://HOST:6379.")

