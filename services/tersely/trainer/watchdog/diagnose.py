@@ -34,7 +34,7 @@ def diagnose(history: Mapping[str, Past], snapshot: Snapshot, now: float, settin
         None: nothing that takes longer than it should.
     """
     phase = snapshot.phase
-    if phase is None or _settles(snapshot, now):
+    if phase is None or settles(snapshot, now):
         return None
     quiet = now - phase.progressed
     late = lateness(history, snapshot, now, settings)
@@ -52,7 +52,8 @@ def diagnose(history: Mapping[str, Past], snapshot: Snapshot, now: float, settin
     return replace(found, step=phase.step, phase=phase.name, seconds=shown.seconds, limit_seconds=shown.limit_seconds)
 
 
-def _settles(snapshot: Snapshot, now: float) -> bool:
+def settles(snapshot: Snapshot, now: float) -> bool:
+    """Whether the machine woke, or the queue server came back, so lately that nothing can be said yet."""
     woke, back = snapshot.woke_at, snapshot.redis_back_at
     return (woke is not None and now - woke < SETTLE_SECONDS) or (back is not None and now - back < REJOIN_SECONDS)
 

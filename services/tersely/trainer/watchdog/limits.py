@@ -51,6 +51,8 @@ def lateness(history: Mapping[str, Past], snapshot: Snapshot, now: float, settin
         gap_limit, quiet = _limit(past.gaps, factor, settings), now - phase.progressed
         if quiet > gap_limit:
             return Late(quiet, gap_limit, quiet=True)
+        if phase.longest_gap > gap_limit:
+            taken -= phase.longest_gap  # a stall that is over; the rest has to be slow by itself to be called so
         # Gaps are known of this trainer's own steps alone, and to its first ones workers have to come.
         if len(past.gaps) < _LEAST_KNOWN:
             limit = max(limit, settings.first_seconds)

@@ -11,7 +11,7 @@ from tersely.config.watchdog import WatchdogSection
 from tersely.errors import RunStalled
 from tersely.telemetry.events import EventLog
 from tersely.trainer.watchdog.clock import AwakeClock
-from tersely.trainer.watchdog.diagnose import diagnose
+from tersely.trainer.watchdog.diagnose import diagnose, settles
 from tersely.trainer.watchdog.finding import SLOW, Finding
 from tersely.trainer.watchdog.pace import Pace
 from tersely.trainer.watchdog.snapshot import Snapshot
@@ -58,7 +58,10 @@ class Watch:
 
     def tick(self) -> Finding | None:
         """Looks once; gives what stalls the run now, as far as it is sure."""
-        found = diagnose(self._pace.past(), self._look(), self._clock(), self._settings)
+        snapshot, now = self._look(), self._clock()
+        if settles(snapshot, now):
+            self._pace.held_up()
+        found = diagnose(self._pace.past(), snapshot, now, self._settings)
         if found is None:
             self._candidate = None
             if self.said is not None:
