@@ -21,6 +21,7 @@ from tersely.trainer.issuing import Issuer
 from tersely.trainer.ledger import Issue, Ledger, Outcome
 from tersely.trainer.ring import EVALUATION_PREFIX, Arrival, Ring
 from tersely.trainer.samples import oldest_version, reward_columns
+from tersely.trainer.second_tries import SecondTries
 from tersely.trainer.wal import WriteAheadLog
 from tersely.types import GroupId, PolicyVersion, WeightsLabel
 from tersely.v1 import common_pb2, log_pb2
@@ -72,6 +73,7 @@ class Collector:
         self._events = events
         self._desk = desk
         self._on_dropped = on_dropped
+        self._second_tries = SecondTries(ring.decisions, ledger, events)
         self._weights: dict[str, float] = {}
         self._judged_by: dict[str, float] = {}
         self._accepted: dict[GroupId, Arrival] = {}
@@ -149,19 +151,20 @@ class Collector:
             wanted -= beyond
         self._send_unsent()
         for _ in range(wanted):
-            issue = self._issuer.issue(self._ledger.next_issue_number)
-            self._wal.append(
-                log_pb2.LogRecord(
-                    group_issued=log_pb2.GroupIssued(
-                        group_id=issue.group_id, issue_number=issue.issue_number, prompt_id=issue.prompt_id
-                    )
-                ),
-                sync=False,
+            number, quarantined = self._ledger.next_issue_number, self._second_tries.next()
+            issue = self._issuer.issue(number) if quarantined is None else self._issuer.issue_again(quarantined, number)
+            facts = {"group_id": issue.group_id, "issue_number": issue.issue_number, "prompt_id": issue.prompt_id}
+            again = {"replay_of": issue.replay_of} if issue.replay_of else {}
+            issued = log_pb2.GroupIssued(
+                group_id=issue.group_id,
+                issue_number=issue.issue_number,
+                prompt_id=issue.prompt_id,
+                replay_of=issue.replay_of,
             )
+            # With one that is tried again, the machine may not forget that it was.
+            self._wal.append(log_pb2.LogRecord(group_issued=issued), sync=bool(again))
             self._ledger.record_issue(issue)
-            self._events.write(
-                "group_issued", group_id=issue.group_id, issue_number=issue.issue_number, prompt_id=issue.prompt_id
-            )
+            self._events.write("group_issued", **facts, **again)
             self._unsent.append(issue)
             if len(self._unsent) == _SENT_TOGETHER:
                 self._send_unsent()
@@ -225,6 +228,7 @@ class Collector:
                 self._desk.quarantined(quarantined.group_id)
             elif quarantined.group_id not in self._accepted:  # a second copy may fail where the first did well
                 self._drop(GroupId(quarantined.group_id), Outcome.QUARANTINED, quarantined.error_message)
+        self._second_tries.look()
 
     def take(self, arrivals: list[Arrival]) -> None:
         """Decides on arrivals: evaluation, duplicate, dropped or accepted.

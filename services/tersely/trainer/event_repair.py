@@ -54,10 +54,8 @@ def _proved(records: Iterable[log_pb2.LogRecord]) -> Iterator[tuple[str, dict[st
         if kind == "group_issued":
             issued = record.group_issued
             numbers[issued.group_id] = issued.issue_number
-            yield (
-                "group_issued",
-                {"group_id": issued.group_id, "issue_number": issued.issue_number, "prompt_id": issued.prompt_id},
-            )
+            facts = {"group_id": issued.group_id, "issue_number": issued.issue_number, "prompt_id": issued.prompt_id}
+            yield "group_issued", {**facts, "replay_of": issued.replay_of} if issued.replay_of else facts
         elif kind == "group_dropped":
             dropped = record.group_dropped
             if dropped.group_id in numbers:

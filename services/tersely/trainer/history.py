@@ -140,7 +140,7 @@ def fold(records: Iterable[log_pb2.LogRecord]) -> History:
         elif kind == "group_issued":
             issued = record.group_issued
             history.ledger.record_issue(
-                Issue(GroupId(issued.group_id), IssueNumber(issued.issue_number), issued.prompt_id)
+                Issue(GroupId(issued.group_id), IssueNumber(issued.issue_number), issued.prompt_id, issued.replay_of)
             )
         elif kind == "group_dropped":
             dropped = record.group_dropped

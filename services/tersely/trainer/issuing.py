@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tersely.config import Recipe
 from tersely.data.order import prompt_index
 from tersely.data.prompts import PreparedPrompt, PromptSource
 from tersely.data.targets import draw_target
+from tersely.errors import CheckpointInvalid
 from tersely.grpo.seeds import group_id, group_seed
 from tersely.trainer.ledger import Issue
 from tersely.trainer.ring import EVALUATION_PREFIX
@@ -32,16 +33,22 @@ class Issuer:
     recipe: Recipe
     prompts: PromptSource
     stop_token_ids: tuple[int, ...]
+    _places: dict[str, int] = field(default_factory=dict, init=False, repr=False)
 
     def issue(self, number: IssueNumber) -> Issue:
         """Which prompt has this number, and the id of its group."""
         prompt_id = self.prompts.prompt_id(self._index(number))
         return Issue(group_id(self.run_id, number, prompt_id), number, prompt_id)
 
+    def issue_again(self, quarantined: Issue, number: IssueNumber) -> Issue:
+        """The prompt of a quarantined group under a new number, in place of the one that has this number."""
+        prompt_id = quarantined.prompt_id
+        return Issue(group_id(self.run_id, number, prompt_id), number, prompt_id, quarantined.group_id)
+
     def training_group(self, issue: Issue, required: WeightsLabel | None) -> group_pb2.PromptGroup:
         """The message for an issue; `required` names the weights in a synchronous run."""
         target = draw_target(self.recipe.length.targets, self.recipe.run.seed, issue.issue_number, issue.prompt_id)
-        prompt = self.prompts.prompt(self._index(issue.issue_number), target)
+        prompt = self.prompts.prompt(self._place(issue), target)
         group = self._group(prompt, self.recipe.run.group_size, required)
         group.group_id = issue.group_id
         group.issue_number = issue.issue_number
@@ -66,6 +73,18 @@ class Issuer:
 
     def _index(self, number: IssueNumber) -> int:
         return prompt_index(self.recipe.run.seed, number, len(self.prompts))
+
+    def _place(self, issue: Issue) -> int:
+        if not issue.replay_of:
+            return self._index(issue.issue_number)
+        if not self._places:
+            self._places.update((self.prompts.prompt_id(index), index) for index in range(len(self.prompts)))
+        if issue.prompt_id not in self._places:
+            raise CheckpointInvalid(
+                f"The data no longer hold the record {issue.prompt_id!r}, which is to be tried again.",
+                "Restore the data that the run was begun with.",
+            )
+        return self._places[issue.prompt_id]
 
     def _group(self, prompt: PreparedPrompt, size: int, required: WeightsLabel | None) -> group_pb2.PromptGroup:
         group = group_pb2.PromptGroup(

@@ -31,6 +31,8 @@ class Issue:
     group_id: GroupId
     issue_number: IssueNumber
     prompt_id: str
+    replay_of: str = ""
+    """Quarantined group whose prompt is tried again; empty: none."""
 
 
 class Ledger:
@@ -39,6 +41,8 @@ class Ledger:
     def __init__(self) -> None:
         self._open: dict[GroupId, Issue] = {}
         self._outcomes: dict[GroupId, Outcome] = {}
+        self._quarantined: dict[GroupId, Issue] = {}
+        self._replays: dict[GroupId, GroupId] = {}
         # Kept beside the outcomes, because the status thread reads them while the loop writes.
         self._totals = dict.fromkeys((outcome.value for outcome in Outcome), 0)
         self._next_issue = 0
@@ -54,6 +58,16 @@ class Ledger:
         """Groups issued whose outcome is not decided, in the order of their issue."""
         return self._open
 
+    @property
+    def quarantined(self) -> Mapping[GroupId, Issue]:
+        """Groups that ended in the quarantine."""
+        return self._quarantined
+
+    @property
+    def replays(self) -> Mapping[GroupId, GroupId]:
+        """By quarantined group, as which group its prompt was tried again."""
+        return self._replays
+
     def record_issue(self, issue: Issue) -> None:
         """Books an issue; numbers must come without a gap.
 
@@ -63,13 +77,17 @@ class Ledger:
         if issue.issue_number != self._next_issue:
             raise ValueError(f"issue {issue.issue_number} booked, {self._next_issue} expected")
         self._open[issue.group_id] = issue
+        if issue.replay_of:
+            self._replays[GroupId(issue.replay_of)] = issue.group_id
         self._next_issue += 1
 
     def record_outcome(self, group_id: GroupId, outcome: Outcome) -> bool:
         """Books how a group ended; False (and nothing booked) when it is unknown or has an outcome already."""
         if group_id not in self._open:
             return False
-        del self._open[group_id]
+        issue = self._open.pop(group_id)
+        if outcome is Outcome.QUARANTINED:
+            self._quarantined[group_id] = issue
         self._outcomes[group_id] = outcome
         self._totals[outcome.value] += 1
         return True

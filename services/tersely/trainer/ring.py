@@ -11,6 +11,7 @@ import redis
 
 from tersely.config.schema import QueueSection
 from tersely.queue.connect import redis_errors
+from tersely.queue.decisions import Decisions
 from tersely.queue.entries import Lease, StreamDepth
 from tersely.queue.keys import RunKeys
 from tersely.queue.quarantine import QuarantineReader
@@ -64,6 +65,7 @@ class Ring:
         # The trainer looks again at what it holds after each failure; that is no sign of poison.
         self.scored = stream(self.keys.scored, "trainer", _TRAINER_LEASE_SECONDS, sys.maxsize)
         self._quarantine = QuarantineReader(client, self.keys.quarantine)
+        self.decisions = Decisions(client, self.keys)
 
     def create(self) -> None:
         """Makes the streams and their consumer groups where they are missing."""

@@ -34,6 +34,7 @@ from tersely.trainer.event_repair import repair_events
 from tersely.trainer.export import export_policy
 from tersely.trainer.issuing import Issuer
 from tersely.trainer.learner import Learner
+from tersely.trainer.lease_watch import LeaseWatch
 from tersely.trainer.ledger import Outcome
 from tersely.trainer.loop import TrainingLoop
 from tersely.trainer.nodes import node_facts
@@ -301,6 +302,9 @@ def _show_state(stage: Stage, inputs: Inputs, directory: RunDirectory, stack: Ex
     ring, status, heartbeat = stage.ring, stage.status, stage.heartbeat
     heartbeat.start()
     stack.callback(heartbeat.leave)
+    streams = [("prompts", ring.prompts, "rollout"), ("eval_prompts", ring.evaluation_prompts, "rollout")]
+    streams.append(("completions", ring.completions, "scorer"))
+    leases = LeaseWatch(inputs.client, streams, inputs.recipe.queue.lease_seconds, stage.events)
 
     def refresh() -> dict[str, Any]:
         state = status.snapshot()
@@ -309,12 +313,14 @@ def _show_state(stage: Stage, inputs: Inputs, directory: RunDirectory, stack: Ex
         )
         status.update(seconds=time.time() - inputs.process_started)
         with redis_errors():
-            nodes = read_nodes(inputs.client, ring.keys)
-        return {
+            nodes = [node_facts(node) for node in read_nodes(inputs.client, ring.keys)]
+        seen = {
             "groups": {**stage.books.read(), "duplicates": stage.books.duplicates()},
-            "nodes": [node_facts(node) for node in nodes],
+            "nodes": nodes,
             "queues": {name: {"waiting": d.waiting, "leased": d.leased} for name, d in ring.depths().items()},
         }
+        leases.look(nodes)
+        return seen
 
     writer = StatusWriter(directory, status, refresh)
     writer.start()

@@ -21,6 +21,7 @@ from tersely.cli import (
     label,
     look,
     plan,
+    quarantine,
     queue,
     replay,
     score,
@@ -64,6 +65,7 @@ token.register(app)
 join.register(app)
 queue.register(app)
 invariants.register(app)
+quarantine.register(app)
 
 
 def main() -> None:

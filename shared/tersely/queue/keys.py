@@ -39,6 +39,11 @@ class RunKeys:
         return self._key("quarantine")
 
     @property
+    def quarantine_decisions(self) -> str:
+        """Hash by group id of what people decided on the groups in the quarantine, and what became of it."""
+        return self._key("quarantine_decisions")
+
+    @property
     def nodes(self) -> str:
         """Hash of all nodes that ever joined, by node id."""
         return self._key("nodes")
