@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,10 +16,15 @@ from typing import Self
 
 import psutil
 import redis
+import structlog
 
 from tersely.errors import RedisUnreachable
 
 _ATTEMPTS = 5
+_DAMAGED = re.compile(
+    r"Bad file format reading the append only file|Unrecoverable error reading the append only file"
+    r"|Unexpected end of file reading the append only file|AOF manifest|AOF file .* (doesn't exist|length\. stat: No such file)"
+)
 # Runs in a bare interpreter that becomes the server: asks Linux to end it when the thread that started it ends (prctl
 # PR_SET_PDEATHSIG = 1, SIGTERM = 15). A preexec_fn would do the same, but is unsafe in a process with threads.
 _DIE_WITH_PARENT = (
@@ -46,6 +52,9 @@ class ServerProcess(ABC):
     Args:
         folder: Data, log (`valkey.log`) and pid file; made if missing.
         port: Where to listen; 0: a free port, the same again after a restart if nobody took it.
+
+    Attributes:
+        damaged: How often data could not be read and was put aside.
     """
 
     umask = -1
@@ -56,6 +65,8 @@ class ServerProcess(ABC):
         self._process: subprocess.Popen[bytes] | None = None
         self._fixed = port > 0
         self._port: int | None = port or None
+        self._said_before = 0
+        self.damaged = 0
 
     @property
     def pid(self) -> int:
@@ -90,14 +101,40 @@ class ServerProcess(ABC):
         for attempt in range(1 if self._fixed else _ATTEMPTS):
             # The port can be taken between being found free and being used.
             self._port = self._port if self._port is not None and attempt == 0 else self._pick_port()
-            self._process = self._spawn(self._command(self._port))
-            if self._answers(deadline):
+            if self._begin(deadline) or (self._put_damaged_data_aside() and self._begin(deadline)):
                 (self._folder / "valkey.pid").write_text(f"{self.pid}\n")
                 return
             if self._process.poll() is None:
                 break
         self.stop()
         raise self._not_started(self._folder / "valkey.log")
+
+    def _begin(self, deadline: float) -> bool:
+        self._said_before = self._log_bytes()
+        self._process = self._spawn(self._command(self.port))
+        return self._answers(deadline)
+
+    def _put_damaged_data_aside(self) -> bool:
+        """Whether the server ended because it could not read its file, which is then out of its way.
+
+        What was in it is lost to the run as with an emptied server: the trainer issues again what was in flight.
+        """
+        if self.alive:
+            return False
+        with (self._folder / "valkey.log").open("rb") as log:
+            log.seek(self._said_before)
+            if not _DAMAGED.search(log.read().decode(errors="replace")):
+                return False
+        data = self._folder / "appendonlydir"
+        self.damaged += 1
+        aside = data.with_name(f"{data.name}.damaged-{time.time_ns()}")
+        data.rename(aside)
+        structlog.get_logger(__name__).warning("queue_data_damaged", put_aside=str(aside), lost="what was in flight")
+        return True
+
+    def _log_bytes(self) -> int:
+        log = self._folder / "valkey.log"
+        return log.stat().st_size if log.exists() else 0
 
     def stop(self, timeout_seconds: float = 10.0) -> None:
         """Ends the server in good order (SIGTERM), after the timeout by force. Fine to call twice."""

@@ -284,8 +284,11 @@ class LocalRun:
         events.write("service_died", name="valkey", role="valkey", pid=server.pid)
         self._server_deaths += 1
         if self._server_deaths <= self.plan.recipe.up.max_restarts:
+            damaged = getattr(server, "damaged", 0)
             server.start()
             events.write("service_restarted", name="valkey", role="valkey", pid=server.pid)
+            if getattr(server, "damaged", 0) > damaged:
+                events.write("queue_data_damaged", folder=str(self.run_dir.valkey))
             if server.url == url:
                 return
         raise ServiceFailed(
