@@ -18,13 +18,14 @@ class CuttingProxy:
     Args:
         target: host:port of the server.
         cut_after_bytes: Limit for the first connection, the second, and so on; later ones are not cut.
+        port: Where to listen; 0: a free port.
     """
 
-    def __init__(self, target: str, cut_after_bytes: Sequence[int] = ()) -> None:
+    def __init__(self, target: str, cut_after_bytes: Sequence[int] = (), port: int = 0) -> None:
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
         self._limits = list(cut_after_bytes)
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []

@@ -67,6 +67,11 @@ class Services:
             process.wait()
         self._server.stop()
 
+    @property
+    def joined(self) -> tuple[subprocess.Popen[bytes], ...]:
+        """The scorer and workers that it started by itself."""
+        return tuple(self._joined)
+
     def start(self, role: str, *words: str, fault: str = "", file_limit: int = 0) -> subprocess.Popen[bytes]:
         """Starts a service; its output goes to a file beside the run.
 
