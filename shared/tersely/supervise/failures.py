@@ -12,8 +12,8 @@ from tersely.supervise.files import write_json
 ERROR_FILE_ENV = "TERSELY_ERROR_FILE"
 
 # A restart cures none of these: the recipe, the data, the model, the port, the run directory, a missing package, the
-# judge's cache. A stall that was given up is to be seen by who asked for that.
-FATAL_EXIT_CODES = frozenset({*range(10, 34), 50, 52, *range(60, 69), 71, 80, 81, 92, 114})
+# judge's cache, the identity of this machine. A stall that was given up is to be seen by who asked for that.
+FATAL_EXIT_CODES = frozenset({*range(10, 34), 50, 52, *range(60, 69), 71, 80, 81, 92, 104, *range(107, 110), 114})
 
 
 def report_failure(error: TerselyError) -> None:

@@ -39,6 +39,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tersely.config import Recipe
+from tersely.rpc.address import Address
 from tersely.trainer.head import kept_chunks
 from tersely.trainer.planning.facts import ModelFacts
 from tersely.trainer.planning.workload import Part, Workload
@@ -121,7 +122,8 @@ def snapshots_held(recipe: Recipe, snapshot_bytes: int) -> int:
     if limit is not None:
         newest = min(newest, max(1, limit // snapshot_bytes))
     first = 1 if recipe.evaluation.prompts or recipe.learner.lora is not None else 0
-    return newest + first + (MOST_DROPPED if recipe.rpc.insecure_lan else 0)
+    remote = recipe.rpc.insecure_lan or not Address(recipe.rpc.host, 0).loopback
+    return newest + first + (MOST_DROPPED if remote else 0)
 
 
 def trainer_memory(recipe: Recipe, facts: ModelFacts, work: Workload, device: str) -> dict[str, ProcessMemory]:
