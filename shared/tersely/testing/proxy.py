@@ -22,8 +22,8 @@ class CuttingProxy:
     """
 
     def __init__(self, target: str, cut_after_bytes: Sequence[int] = (), port: int = 0) -> None:
-        host, _, port = target.rpartition(":")
-        self._target = (host, int(port))
+        host, _, target_port = target.rpartition(":")
+        self._target = (host, int(target_port))
         self._limits = list(cut_after_bytes)
         self._listener = socket.create_server(("127.0.0.1", port))
         self._lock = threading.Lock()

@@ -27,6 +27,11 @@ class Late:
     limit_seconds: float
     quiet: bool = False
 
+    @property
+    def still_seconds(self) -> float:
+        """From when on a node counts as standing still: it began a little after what is awaited, and told it later."""
+        return 0.6 * min(self.seconds, self.limit_seconds)
+
 
 def lateness(history: Mapping[str, Past], snapshot: Snapshot, now: float, settings: WatchdogSection) -> Late | None:
     """Whether the phase in hand is late.

@@ -18,7 +18,7 @@ def scorers_hold(snapshot: Snapshot, late: Late) -> Finding | None:
     found = dead_leases(snapshot, stream, scorers, "scorer")
     if found is not None:
         return found
-    stuck = [node for node in scorers if node.still_seconds >= late.limit_seconds]
+    stuck = [node for node in scorers if node.still_seconds >= late.still_seconds]
     if len(stuck) == len(scorers) or any(stream.holders.get(node.node_id) for node in stuck):
         worst = max(stuck, key=lambda node: (stream.holders.get(node.node_id, 0), node.still_seconds))
         return _stuck(worst, stream, snapshot.judged)

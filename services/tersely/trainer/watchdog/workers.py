@@ -138,7 +138,7 @@ def _why_not(node: Node, snapshot: Snapshot) -> str:
 
 def _stuck(stream: Stream, workers: Sequence[Node], late: Late) -> Finding | None:
     holding = [node for node in workers if stream.holders.get(node.node_id, node.leases)]
-    stuck = [node for node in holding if node.still_seconds >= min(late.limit_seconds, late.seconds)]
+    stuck = [node for node in holding if node.still_seconds >= late.still_seconds]
     if not stuck or (not late.quiet and len(stuck) < len(holding)):
         return None
     worst = max(stuck, key=lambda node: node.still_seconds)
