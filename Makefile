@@ -52,7 +52,7 @@ test-vllm: setup-vllm ## Run the tests of the vLLM engine in its environment (fe
 	@HF_HUB_OFFLINE=1 $(VLLM_ENV)/bin/python -m pytest --timeout 600 tests/on_vllm $(PYTEST_ARGS)
 
 faults: setup ## Run only the tests that kill and stop processes
-	@HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+	@TERSELY_FAULTS=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 bench: setup $(PEER_STAMP) ## Time our learner and whole step beside TRL, in turns (BENCH_ARGS=--quick leaves TRL out)
 	@$(BIN)/tersely bench learner $(BENCH_ARGS)
