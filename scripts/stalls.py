@@ -111,7 +111,7 @@ class Bench:
         """A worker that joins by an address."""
         return self.services.start("rollout", "--trainer", address, *words)
 
-    def wait_for(self, what: str, check: Callable[[], Any], seconds: float = 90) -> None:
+    def wait_for(self, what: str, check: Callable[[], Any], seconds: float = 240) -> None:
         """Waits until it is so."""
         deadline = time.monotonic() + seconds
         while not check():
@@ -170,7 +170,7 @@ def ring_stalls(folder: Path) -> list[dict[str, Any]]:
         port = _free_port()
         relay = stack.enter_context(helper("relay", str(port), bench.trainer_address))
         worker = bench.worker(f"127.0.0.1:{port}")
-        bench.goes_on(8)
+        bench.goes_on(5)
         with stopped(relay.pid), bench.stall("link_to_the_trainer_stands_still", "fetch_stuck"):
             pass
         bench.goes_on()
@@ -212,7 +212,7 @@ def judge_stalls(folder: Path) -> list[dict[str, Any]]:
     sets = ("rewards.judge.weight=1", f'rewards.judge.address="127.0.0.1:{port}"')
     with helper("judge", str(port), str(breaker)) as judge, Bench(folder, *sets) as bench:
         bench.worker(bench.trainer_address)
-        bench.goes_on(8)
+        bench.goes_on(5)
         with stopped(judge.pid), bench.stall("judge_does_not_answer", "scorer_stuck"):
             pass
         bench.goes_on()

@@ -46,6 +46,8 @@ def diagnose(history: Mapping[str, Past], snapshot: Snapshot, now: float, settin
             found = _ring_holds(snapshot, late, now)
         elif found is None and quiet > PLAIN_SECONDS:
             found = workers.nobody_there(snapshot)
+        if found is None and now - phase.began > PLAIN_SECONDS:
+            found = own.all_fall_out(snapshot)
     if found is None:
         return None
     shown = late or Late(quiet, min(PLAIN_SECONDS, quiet))

@@ -88,6 +88,7 @@ class Observer:
         return Snapshot(
             phase=phase,
             policy_version=int(status.get("policy_version", 0)),
+            groups_per_step=self._recipe.run.groups_per_step,
             max_staleness=self._recipe.run.max_staleness,
             lease_seconds=self._recipe.queue.lease_seconds,
             nodes=nodes,

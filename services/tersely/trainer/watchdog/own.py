@@ -12,6 +12,7 @@ REDIS_SECONDS = 8.0
 DISK_BYTES = 64 << 20
 """With less than this free, a disk is what holds writing up."""
 _JUMP_SECONDS = 90.0
+_MANY = 8
 _IDLE_CPU_SHARE = 0.05
 _REFUSALS = ("MISCONF", "READONLY", "OOM", "maxmemory")
 _DISK_WORDS = ("no space left", "disk quota", "no room on the disk")
@@ -116,6 +117,15 @@ def node_without_disk(snapshot: Snapshot) -> Finding | None:
 def _is_new(node: Node, snapshot: Snapshot) -> bool:
     """Whether a node's error came up while nothing went on, or it has finished nothing since."""
     return node.error_seconds is not None and node.error_seconds <= node.still_seconds + 1.0
+
+
+def all_fall_out(snapshot: Snapshot) -> Finding | None:
+    """Nearly every group that has come back for this step, and that is more than a batch, can't be trained on."""
+    assert snapshot.phase is not None
+    count = sum(snapshot.fell_out.values())
+    if count < max(_MANY, snapshot.groups_per_step) or count < 0.9 * snapshot.phase.arrived:
+        return None
+    return groups_fall_out(snapshot)
 
 
 def groups_fall_out(snapshot: Snapshot) -> Finding | None:

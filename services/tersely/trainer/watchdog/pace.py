@@ -65,6 +65,7 @@ class Pace:
         self._phase: Phase | None = None
         self._seen = 0
         self._collected: Phase | None = None
+        self._first_step: int | None = None
         self._stalled = False
         self._unscored: tuple[int, str] = (0, "")
         self._durations: dict[str, deque[float]] = {}
@@ -84,6 +85,8 @@ class Pace:
             if self._collected is not None and (name, step) == (COLLECT, self._collected.step):
                 phase = self._collected  # a batch of nothing is tried for again; the step has not begun anew
             outer, self._phase, self._stalled = self._phase, phase, False
+            if self._first_step is None:
+                self._first_step = step
         try:
             yield
         except BaseException:
@@ -152,6 +155,8 @@ class Pace:
     def _remember(self, phase: Phase | None, now: float) -> None:
         if phase is None:
             return
+        if phase.name == COLLECT and phase.step == self._first_step:
+            return  # workers had to come first
         self._durations.setdefault(phase.name, deque(maxlen=REMEMBERED)).append(now - phase.began)
         if phase.name in WAITS:
             gap = max(phase.longest_gap, now - phase.progressed)

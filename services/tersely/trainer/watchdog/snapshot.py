@@ -90,6 +90,7 @@ class Snapshot:
     Attributes:
         phase: What the trainer is at; None: nothing that can be late.
         policy_version: Newest version.
+        groups_per_step: As in the recipe.
         max_staleness: As in the recipe.
         lease_seconds: As in the recipe.
         nodes: Heard of in the last ten seconds.
@@ -112,6 +113,7 @@ class Snapshot:
 
     phase: Phase | None
     policy_version: int = 0
+    groups_per_step: int = 4
     max_staleness: int = 0
     lease_seconds: float = 20.0
     nodes: tuple[Node, ...] = ()
