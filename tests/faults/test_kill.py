@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tersely.invariants import check_run
+
 TINY = Path(__file__).parents[2] / "recipes" / "tiny.toml"
 STEPS, GROUPS = 20, 80
 
@@ -85,6 +87,7 @@ def check_books(run_dir: Path) -> dict[str, Any]:
     assert groups["trained"] == GROUPS
     assert groups["in_flight"] == 0
     assert groups["issued"] == groups["trained"] + groups["stale"] + groups["no_signal"] + groups["quarantined"]
+    assert check_run(run_dir).broken == []
     return report
 
 

@@ -59,7 +59,7 @@ def list_(
             found = {"run_id": quarantine.run_id, "source": quarantine.source, "groups": [g.to_json() for g in groups]}
             typer.echo(json.dumps(found, indent=2))
             return
-        typer.echo(f"run {quarantine.run_id}: {len(groups)} groups in quarantine (by the {quarantine.source})")
+        typer.echo(f"run {quarantine.run_id}: {len(groups)} in quarantine (by the {quarantine.source})")
         for group in groups:
             typer.echo(one_line(f"{group.group_id}  issue {group.issue_number}  {group.stage or '-'}  {group.decided}"))
             typer.echo(one_line(f"    {group.error_kind or 'error'}: {group.error}"))

@@ -174,7 +174,8 @@ class SetAside:
         found = self._from_events()
         decisions = self._decisions.read() if self._decisions is not None else {}
         for group in self._from_server():
-            found[group.group_id] = group
+            earlier = found.get(group.group_id)
+            found[group.group_id] = group if earlier is None else _with(group, earlier.decision)
         return [
             _with(group, decisions.get(group_id, group.decision))
             for group_id, group in sorted(found.items(), key=lambda item: item[1].time)
@@ -209,6 +210,8 @@ class SetAside:
             QueueError: The server is away.
         """
         group = self.find(start)
+        if self._run_dir is not None and (read_json(self._run_dir.status) or {}).get("state") == "finished":
+            raise QuarantineRefused(f"Run {self.run_id} is finished: nothing is issued any more.", "Nothing to do.")
         if self._why_away is not None:
             raise self._why_away
         if action == REPLAY and (group.group_id.startswith(_EVALUATION) or not group.group_id):
@@ -216,8 +219,6 @@ class SetAside:
                 f"{group.group_id or 'A damaged entry'} is no training group: there is nothing to issue again.",
                 "Drop it; an evaluation counts it among its failed prompts.",
             )
-        if self._run_dir is not None and (read_json(self._run_dir.status) or {}).get("state") == "finished":
-            raise QuarantineRefused(f"Run {self.run_id} is finished: nothing is issued any more.", "Nothing to do.")
         if group.decision is not None and group.decision.state != ASKED:
             self._refuse_decided(group.group_id, group.decision)
         assert self._decisions is not None
