@@ -195,3 +195,30 @@ def test_a_reward_that_counts_and_is_absent_explains_a_group_without_signal() ->
     assert why_unscored(scored(None, None, 1.0, 1.0), weights) == "judge: down"
     assert why_unscored(scored(None, 1.0, 1.0, 1.0), weights) == ""
     assert why_unscored(scored(1.0, 1.0), weights) == ""
+
+
+def test_a_step_of_which_every_group_falls_out_is_named_though_such_steps_took_longer(tmp_path: Path) -> None:
+    world = _world.World(tmp_path)
+    for _ in range(6):
+        world.calm_step(collect=40)
+    with world.collecting():
+        for seconds in range(30):
+            if seconds % 2:
+                world.come_back()
+                world.groups["no_signal"] += 1
+            world.tick()
+        assert world.watch.said is not None
+        assert world.watch.said.name == "no_signal"
+
+
+def test_a_step_that_is_full_of_groups_without_signal_and_finds_others_is_left_alone(tmp_path: Path) -> None:
+    world = _world.World(tmp_path)
+    for _ in range(6):
+        world.calm_step(collect=40)
+    with world.collecting():
+        for seconds in range(60):
+            if seconds % 2:
+                world.come_back()
+                world.groups["no_signal"] += seconds % 10 != 1
+            world.tick()
+    assert world.written("stall") == []
