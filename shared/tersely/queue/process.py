@@ -23,7 +23,8 @@ from tersely.errors import RedisUnreachable
 _ATTEMPTS = 5
 _DAMAGED = re.compile(
     r"Bad file format reading the append only file|Unrecoverable error reading the append only file"
-    r"|Unexpected end of file reading the append only file|AOF manifest|AOF file .* (doesn't exist|length\. stat: No such file)"
+    r"|Unexpected end of file reading the append only file|AOF manifest"
+    r"|AOF file .* (doesn't exist|length\. stat: No such file)"
 )
 # Runs in a bare interpreter that becomes the server: asks Linux to end it when the thread that started it ends (prctl
 # PR_SET_PDEATHSIG = 1, SIGTERM = 15). A preexec_fn would do the same, but is unsafe in a process with threads.
@@ -104,7 +105,7 @@ class ServerProcess(ABC):
             if self._begin(deadline) or (self._put_damaged_data_aside() and self._begin(deadline)):
                 (self._folder / "valkey.pid").write_text(f"{self.pid}\n")
                 return
-            if self._process.poll() is None:
+            if self.alive:
                 break
         self.stop()
         raise self._not_started(self._folder / "valkey.log")
