@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from tersely.errors import ConfigValue
 
 TLS, PLAIN = "tls://", "plain://"
 """What may stand before host:port where it isn't decided by the host: TLS on loopback, plaintext beyond it."""
+_PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
@@ -59,7 +61,13 @@ def parse_address(text: str) -> Address:
     scheme = next((each for each in (TLS, PLAIN) if text.strip().startswith(each)), "")
     host, colon, port = text.strip().removeprefix(scheme).rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
-    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536 or (":" in host and not bracketed):
+    if (
+        not colon
+        or not host
+        or not _PORT.fullmatch(port)
+        or not 0 < int(port) < 65536
+        or (":" in host and not bracketed)
+    ):
         raise ConfigValue(f"{text!r} is not an address of the form host:port.", "Write it like 192.168.1.20:50051.")
     return Address(host[1:-1] if bracketed else host, int(port), scheme)
 

@@ -120,6 +120,7 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> TerselyError:
             # All that is told of a certificate that the other side does not take is a closed connection.
             way_out += (
                 " If it listens with TLS: join it first (tersely join), and on its own machine write tls://HOST:PORT."
+                " If it does not: --insecure-lan here, too."
             )
         return TrainerUnreachable(f"No answer from {address} ({code.name}: {details}).", way_out)
     return RpcError(f"{address} answered {code.name}: {details}", "See the log of the process that listens there.")
