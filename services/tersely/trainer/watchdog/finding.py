@@ -36,6 +36,9 @@ NAMES = (
 SLOW = frozenset({"generation_slow", "scorer_behind", "learner_slow", "writing_slow", "evaluation_holds"})
 """Things go on, but slower than they did: that becomes part of the history, so it is said a few times and no more."""
 
+SURE = frozenset({"redis_unreachable", "redis_refuses_writes"})
+"""Seen to fail for a while, each time a look has waited for it: said at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:

@@ -120,7 +120,8 @@ class Observer:
             holders = self._probes.holders()
             self._compare_clocks(self._probes.server_seconds() - self._probes.wall_seconds())
         except QueueError as error:
-            return self._trouble("writing", error.message, error.kind, now), {}
+            self._failing.setdefault("writing", now)  # a server that is stopped lets the asker wait first
+            return self._trouble("writing", error.message, error.kind, self._clock()), {}
         return self._trouble("writing", None, "", now), holders
 
     def _compare_clocks(self, offset: float) -> None:

@@ -12,7 +12,7 @@ from tersely.errors import RunStalled
 from tersely.telemetry.events import EventLog
 from tersely.trainer.watchdog.clock import AwakeClock
 from tersely.trainer.watchdog.diagnose import diagnose, settles
-from tersely.trainer.watchdog.finding import SLOW, Finding
+from tersely.trainer.watchdog.finding import SLOW, SURE, Finding
 from tersely.trainer.watchdog.pace import Pace
 from tersely.trainer.watchdog.snapshot import Snapshot
 
@@ -70,7 +70,7 @@ class Watch:
         key = (found.name, found.node_id)
         self._times = self._times + 1 if key == self._candidate else 1
         self._candidate = key
-        if self._times >= CONFIRMED_TICKS:
+        if self._times >= CONFIRMED_TICKS or found.name in SURE:
             self._confirmed(found)
         return self.said
 

@@ -162,11 +162,12 @@ def _slow(snapshot: Snapshot, stream: Stream, held_out: Stream, workers: Sequenc
     else:
         cause = "Completions are longer than before, or the workers' machines are busy with something else."
     busiest = max(workers, key=lambda node: stream.holders.get(node.node_id, node.leases))
+    goes_on = f"the last that came back did so {late.seconds:.0f} s ago" if late.quiet else "some come back"
     return Finding(
         "generation_slow",
         gone[0].called if gone else busiest.called,
-        f"{stream.entries + held_out.entries} groups are with {len(workers)} workers; generating goes on, but after"
-        f" {late.seconds:.0f} s it is later than ever ({late.limit_seconds:.0f} s allowed).",
+        f"{stream.entries + held_out.entries} groups are with {len(workers)} workers, and {goes_on}; after"
+        f" {late.seconds:.0f} s that is later than ever ({late.limit_seconds:.0f} s allowed).",
         cause,
         "Start another worker, or see what else runs on their machines.",
         gone[0].node_id if gone else "",
