@@ -40,7 +40,11 @@ SETS = (
 )
 LAN = ("rpc.host=0.0.0.0", "rpc.join_port=0", "queue.host=0.0.0.0", "rollout.workers=0")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not os.environ.get("TERSELY_FAULTS"), reason="minutes long: make faults"),
+]
 
 
 def cli(*words: str) -> list[str]:

@@ -20,7 +20,11 @@ TINY = Path(__file__).parents[2] / "recipes" / "tiny.toml"
 STEPS = 60
 SETS = (f"run.steps={STEPS}", "run.checkpoint_every=30", "rollout.engine=stub", "evaluation.prompts=0")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not os.environ.get("TERSELY_FAULTS"), reason="minutes long: make faults"),
+]
 
 
 def start(run_dir: Path) -> subprocess.Popen[bytes]:
