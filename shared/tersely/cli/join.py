@@ -32,8 +32,10 @@ def join(
     from tersely.identity.tokens import JoinToken
 
     identity = enroll(_address(host), JoinToken.parse(_read(token)), replace=replace, folder=folder)
-    typer.echo(f"joined as {identity.name} until {identity.certificate.not_after:%Y-%m-%d}; it is renewed by itself")
-    if identity.address:
+    # A client is a program of the user's own: no process of ours is there to renew it.
+    later = "join again before that" if identity.role == "client" else "it is renewed while a service runs"
+    typer.echo(f"joined as {identity.name} until {identity.certificate.not_after:%Y-%m-%d}; {later}")
+    if identity.address and identity.role != "client":
         typer.echo(f"next: tersely {identity.role} --trainer {identity.address}", err=True)
 
 
