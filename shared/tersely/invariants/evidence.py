@@ -213,6 +213,6 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
                 continue
             try:
                 item = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 item = None
             yield number, item if isinstance(item, dict) else None

@@ -43,6 +43,6 @@ def policy_sha256(path: Path) -> str | None:
                     digest.update(piece)
                     left -= len(piece)
                 found.append(TensorHash(name, tensor["dtype"], tensor["shape"], digest.hexdigest()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+        return weights_sha256(found) if found else None
+    except (OSError, ValueError, RecursionError, OverflowError, KeyError, TypeError, AttributeError, struct.error):
         return None
-    return weights_sha256(found) if found else None

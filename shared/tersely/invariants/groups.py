@@ -147,13 +147,13 @@ def samples(evidence: Evidence) -> Finding:
         return found.not_recorded(f"{SAMPLES} is not there")
     trained = {str(event["group_id"]): event.where for event in evidence.of("group_trained")}
     fell = {str(e["group_id"]): e.kind.removeprefix("group_") for e in evidence.of("group_stale", "group_no_signal")}
-    seen: dict[tuple[str, object], int] = {}
+    seen: dict[tuple[str, str], int] = {}
     rows: Counter[str] = Counter()
     for line, row in evidence.samples():
         if row.get("outcome") == "evaluation":
             continue
         found.checked += 1
-        group_id, index = str(row.get("group_id")), row.get("sample_index")
+        group_id, index = str(row.get("group_id")), str(row.get("sample_index"))
         if (group_id, index) in seen:
             found.breach(
                 f"{SAMPLES}:{line}", f"sample {index} of group {group_id} is there twice: {seen[group_id, index]}"

@@ -27,7 +27,7 @@ def monotone(evidence: Evidence) -> Finding:
         highest = max(highest, number)
     made, last = 0, None
     for event in evidence.of("step_finished"):
-        if (number := event["policy_version"]) is not None:
+        if isinstance(number := event["policy_version"], int):
             if last is not None and number <= last:
                 found.breach(event.where, f"step {event['step']} made version {number}, the step before it {last}")
             last = number
@@ -54,7 +54,7 @@ def labels(evidence: Evidence) -> Finding:
     _tokens(evidence, found, known)
     for where, facts in _labelled(evidence):
         found.checked += 1
-        number, sha256 = facts.get("policy_version"), facts.get("weights_sha256")
+        number, sha256 = _number(facts.get("policy_version")), facts.get("weights_sha256")
         if number not in known:
             found.breach(where, f"it is labelled with version {number}, which was not made")
         elif sha256 != known[number]:

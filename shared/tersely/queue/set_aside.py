@@ -249,13 +249,13 @@ class SetAside:
         for event in read_events(self._run_dir.events):
             group_id = GroupId(str(event.get("group_id", "")))
             if event["kind"] == "group_quarantined":
-                number, reason = int(event.get("issue_number", 0)), str(event.get("reason", ""))
-                found[group_id] = AsideGroup(group_id, number, "", "", reason, float(event["time"]))
+                number, reason = int(_number(event.get("issue_number"))), str(event.get("reason", ""))
+                found[group_id] = AsideGroup(group_id, number, "", "", reason, _number(event["time"]))
             elif event["kind"] == "quarantine_dropped" and group_id in found:
-                done = Decision(group_id, "drop", DONE, str(event.get("reason", "")), float(event["time"]))
+                done = Decision(group_id, "drop", DONE, str(event.get("reason", "")), _number(event["time"]))
                 found[group_id] = _with(found[group_id], done)
             elif event["kind"] == "group_issued" and (original := GroupId(str(event.get("replay_of", "")))) in found:
-                done = Decision(original, REPLAY, DONE, time=float(event["time"]), issued_as=group_id)
+                done = Decision(original, REPLAY, DONE, time=_number(event["time"]), issued_as=group_id)
                 found[original] = _with(found[original], done)
         return found
 
@@ -305,6 +305,10 @@ def _read_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> AsideGroup | 
         group.expired_leases,
         group.entry,
     )
+
+
+def _number(value: Any) -> float:
+    return value if isinstance(value, int | float) else 0
 
 
 def _with(group: AsideGroup, decision: Decision | None) -> AsideGroup:
