@@ -201,7 +201,7 @@ def _say(binary: Path, *arguments: str) -> str:
                 [str(binary), *arguments],
                 capture_output=True,
                 cwd=folder,
-                timeout=5,
+                timeout=60,
                 check=False,
                 encoding="utf-8",
                 errors="replace",
