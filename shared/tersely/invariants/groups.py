@@ -18,13 +18,16 @@ def conservation(evidence: Evidence) -> Finding:
     issued: dict[str, int] = {}
     ends: dict[str, str] = {}
     places: dict[str, str] = {}
+    due = 0
     for event in evidence.of("group_issued", *OUTCOMES):
         group_id = str(event["group_id"])
         if event.kind == "group_issued":
             if group_id in issued:
                 found.breach(event.where, f"group {group_id} is issued a second time; the first was {issued[group_id]}")
-            elif event["issue_number"] != len(issued):
-                found.breach(event.where, f"issue number {event['issue_number']} follows after {len(issued) - 1}")
+            elif event["issue_number"] != due:
+                found.breach(event.where, f"issue number {event['issue_number']} stands where {due} is due")
+            if isinstance(event["issue_number"], int) and group_id not in issued:
+                due = event["issue_number"] + 1
             issued.setdefault(group_id, event.line)
             continue
         if group_id not in issued:
@@ -71,9 +74,11 @@ def _against_log(evidence: Evidence, found: Finding, issued: dict[str, int], end
     logged_issues: dict[str, str] = {}
     logged_ends: dict[str, tuple[str, str]] = {}
     replayed: dict[str, str] = {}
-    for number, record in enumerate(evidence.logged("group_issued")):
-        if record["issue_number"] != number:
-            found.breach(record.where, f"issue number {record['issue_number']} is logged where {number} is due")
+    due = 0
+    for record in evidence.logged("group_issued"):
+        if record["issue_number"] != due:
+            found.breach(record.where, f"issue number {record['issue_number']} is logged where {due} is due")
+        due = record["issue_number"] + 1
         logged_issues[record["group_id"]] = record.where
         if original := record["replay_of"]:
             if original in replayed:
