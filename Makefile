@@ -1,7 +1,7 @@
 # GNU make 3.81 (the one on macOS) and up. PYTHON=... chooses the interpreter that `make setup` builds .venv with.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-judge setup-vllm demo test test-judge test-vllm check lint types imports bench proto faults constraints clean
+.PHONY: help setup setup-judge setup-vllm demo test test-judge test-vllm check lint types imports bench proto faults fuzz constraints clean
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
@@ -53,6 +53,9 @@ test-vllm: setup-vllm ## Run the tests of the vLLM engine in its environment (fe
 
 faults: setup ## Run only the tests that kill and stop processes
 	@TERSELY_FAULTS=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+
+fuzz: setup ## Try 100,000 made-up inputs on every reader (FUZZ_ARGS="--inputs N --seconds S --seed N"); writes build/fuzz.json
+	@$(BIN)/python scripts/fuzz.py $(FUZZ_ARGS)
 
 bench: setup $(PEER_STAMP) ## Time our learner and whole step beside TRL, in turns (BENCH_ARGS=--quick leaves TRL out)
 	@$(BIN)/tersely bench learner $(BENCH_ARGS)

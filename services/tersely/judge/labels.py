@@ -113,7 +113,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         where = f"{path}:{number}"
         try:
             fields = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             fields = None
         if not isinstance(fields, dict):
             raise DataRecord(f"{where}: the line is not a JSON object.", "Mend or remove it.")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tersely.errors import CheckpointInvalid
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 _TENSORS, _META, _PARTIAL = "state.safetensors", "state.json", ".partial"
+_META_KINDS = {"step": int, "policy_version": int, "weights_sha256": str, "learner": dict, "tensors_sha256": str}
 _HEADER_BYTES = 1 << 20  # names and shapes of the tensors, and state.json
 
 
@@ -57,13 +59,19 @@ class Checkpoint:
             CheckpointInvalid: when the file does not have the hash it was written with.
         """
         file = self.path / _TENSORS
-        expected = json.loads((self.path / _META).read_text())["tensors_sha256"]
+        expected = _read_meta(self.path / _META)["tensors_sha256"]
         if _file_sha256(file) != expected:
             raise CheckpointInvalid(
                 f"{file} does not have the hash it was written with.",
                 f"Delete the folder {self.path} to resume from an earlier checkpoint.",
             )
-        loaded: dict[str, torch.Tensor] = load_file(file)
+        try:
+            loaded: dict[str, torch.Tensor] = load_file(file)
+        except SafetensorError as error:
+            raise CheckpointInvalid(
+                f"{file} is not a safetensors file: {error}",
+                f"Delete the folder {self.path} to resume from an earlier checkpoint.",
+            ) from None
         return loaded
 
 
@@ -188,9 +196,22 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
         meta_file = path / _META
         if path.suffix == _PARTIAL or not (meta_file.exists() and (path / _TENSORS).exists()):
             continue
-        meta = json.loads(meta_file.read_text())
+        meta = _read_meta(meta_file)
         found.append(Checkpoint(path, meta["step"], meta["policy_version"], meta["weights_sha256"], meta["learner"]))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def _read_meta(file: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        meta = None
+    if not isinstance(meta, dict) or not all(isinstance(meta.get(key), kind) for key, kind in _META_KINDS.items()):
+        raise CheckpointInvalid(
+            f"{file} is damaged, or was not written by tersely.",
+            f"Delete the folder {file.parent} to resume from an earlier checkpoint.",
+        )
+    return meta
 
 
 def _file_sha256(path: Path) -> str:

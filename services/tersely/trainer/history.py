@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tersely.errors import LogCorrupt
 from tersely.trainer.ledger import Issue, Ledger, Outcome
 from tersely.trainer.wal import WriteAheadLog
 from tersely.types import GroupId, IssueNumber, PolicyVersion, RunId, WeightsLabel
@@ -130,21 +131,42 @@ def read_log(path: Path) -> History:
         return fold(wal.records())
 
 
+def _record_issue(ledger: Ledger, issued: log_pb2.GroupIssued) -> None:
+    try:
+        ledger.record_issue(
+            Issue(GroupId(issued.group_id), IssueNumber(issued.issue_number), issued.prompt_id, issued.replay_of)
+        )
+    except ValueError as error:
+        raise LogCorrupt(
+            f"The log does not hold together: {error}.", "Restore the file from a backup; a record is missing from it."
+        ) from None
+
+
+def _outcome(dropped: log_pb2.GroupDropped) -> Outcome:
+    if dropped.outcome not in _OUTCOMES:
+        raise LogCorrupt(
+            f"The log says of group {dropped.group_id[:80]!r} that it was dropped, but not in a way known here.",
+            "Use the version of tersely that wrote it, or restore the file from a backup.",
+        )
+    return _OUTCOMES[dropped.outcome]
+
+
 def fold(records: Iterable[log_pb2.LogRecord]) -> History:
-    """The same for records, oldest first."""
+    """The same for records, oldest first.
+
+    Raises:
+        LogCorrupt: They do not hold together.
+    """
     history = History()
     for record in records:
         kind = record.WhichOneof("record")
         if kind == "trainer_started":
             history.began(record.trainer_started)
         elif kind == "group_issued":
-            issued = record.group_issued
-            history.ledger.record_issue(
-                Issue(GroupId(issued.group_id), IssueNumber(issued.issue_number), issued.prompt_id, issued.replay_of)
-            )
+            _record_issue(history.ledger, record.group_issued)
         elif kind == "group_dropped":
             dropped = record.group_dropped
-            if history.ledger.record_outcome(GroupId(dropped.group_id), _OUTCOMES[dropped.outcome]):
+            if history.ledger.record_outcome(GroupId(dropped.group_id), _outcome(dropped)):
                 history.dropped_since_batch += 1
         elif kind == "batch_formed":
             history.batches[record.batch_formed.step] = list(record.batch_formed.groups)

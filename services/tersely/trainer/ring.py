@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from tersely.v1 import common_pb2, group_pb2
 EVALUATION_PREFIX = "eval-"
 """Evaluation groups carry it in their id, so that they can be told from training groups without reading them."""
 
+_MOST_LOGPROB = 0.01  # rounding; a probability is at most 1
 _TRAINER_LEASE_SECONDS = 86_400.0  # one consumer, which keeps what it took until the batch is logged
 
 
@@ -134,7 +136,7 @@ class Ring:
             for key in keys:
                 entries: Any = self._client.xrange(key)
                 for _, fields in entries:
-                    group_id = fields.get(b"g", b"").decode()
+                    group_id = fields.get(b"g", b"").decode(errors="replace")
                     if group_id:
                         found.add(GroupId(group_id))
         return found
@@ -167,6 +169,10 @@ def check_scored_group(scored: group_pb2.ScoredGroup) -> None:
             raise ValueError(f"sample {index} has {tokens} tokens, limit {prompt.sampling.max_completion_tokens}")
         if len(completion.behaviour_logprobs) != tokens:
             raise ValueError(f"sample {index} has {len(completion.behaviour_logprobs)} logprobs for {tokens} tokens")
+        if not all(math.isfinite(value) and value <= _MOST_LOGPROB for value in completion.behaviour_logprobs):
+            raise ValueError(f"sample {index} has a logprob that can't be one")
+        if not all(math.isfinite(reward.value) for reward in scored.rewards[index].rewards if reward.HasField("value")):
+            raise ValueError(f"sample {index} has a reward that is no number")
         if sum(span.token_count for span in completion.version_spans) != tokens:
             raise ValueError(f"sample {index}: its version spans do not cover its {tokens} tokens")
         stopped = completion.token_ids[-1] in prompt.stop_token_ids

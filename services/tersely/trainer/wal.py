@@ -14,7 +14,9 @@ from pathlib import Path
 from types import TracebackType
 
 import structlog
+from google.protobuf.message import DecodeError
 
+from tersely.errors import LogCorrupt
 from tersely.telemetry.disk import disk_errors
 from tersely.telemetry.framed import HEADER, framed, read_framed
 from tersely.testing.faultpoints import reach
@@ -110,8 +112,15 @@ def read_records(path: Path) -> Iterator[log_pb2.LogRecord]:
     Raises:
         LogCorrupt: when a record other than the last is damaged.
     """
-    for payload in read_framed(path):
-        yield log_pb2.LogRecord.FromString(payload)
+    for number, payload in enumerate(read_framed(path), 1):
+        try:
+            record = log_pb2.LogRecord.FromString(payload)
+        except DecodeError:
+            raise LogCorrupt(
+                f"Record {number} of the write-ahead log {path} is whole, but no record of a run.",
+                "Restore the file from a backup; another program or version may have written to it.",
+            ) from None
+        yield record
 
 
 def _scan(path: Path) -> tuple[int, int]:

@@ -219,7 +219,7 @@ def _read(path: Path) -> AblationFile:
         raise ConfigFileMissing(
             f"Can't read the ablation {path}: {error.strerror}.", "Check the path; recipes/ablation.toml is one."
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigSyntax(f"{path} is not valid TOML: {error}.", "Mend the line that the message names.") from None
     try:
         return AblationFile.model_validate(tree)

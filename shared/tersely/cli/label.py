@@ -139,6 +139,11 @@ def labelled_by(path: Path, rater: str) -> set[str]:
     return {str(line.get("id")) for line in read_json_lines(path) if line.get("rater") == rater}
 
 
+def _is_utf8(text: str) -> bool:
+    """Whether it can be shown and written: JSON may hold half of a surrogate pair."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def read_rows(path: Path) -> list[Mapping[str, str]]:
     """Rows with an id, a document and a completion; what else a line holds is not shown to the rater.
 
@@ -160,9 +165,9 @@ def read_rows(path: Path) -> list[Mapping[str, str]]:
         try:
             fields = json.loads(line)
             row = {"id": str(fields["id"]), "document": fields["document"], "completion": fields["completion"]}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, RecursionError, KeyError, TypeError):
             row = {}
-        if not row or not all(isinstance(value, str) for value in row.values()):
+        if not row or not all(isinstance(value, str) and _is_utf8(value) for value in row.values()):
             raise DataRecord(
                 f"{path}:{number}: the line is not an object with id, document and completion as text.", "Mend it."
             )

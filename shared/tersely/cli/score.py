@@ -95,7 +95,7 @@ def parse_options(items: list[str]) -> dict[str, dict[str, object]]:
             raise ConfigValue(f"The option {item!r} can't be read.", "Write it like rouge_l.measure=recall.")
         try:
             value: object = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             value = text
         options.setdefault(reward, {})[option] = value
     return options

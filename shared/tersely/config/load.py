@@ -110,14 +110,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
         ) from None
     try:
         return tomllib.loads(raw.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own is a ValueError; so is a number of 5,000 digits
         raise ConfigSyntax(f"{path} is not valid TOML: {error}.", "Mend the line that the message names.") from None
 
 
 def _parse_value(text: str) -> object:
     try:
         return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

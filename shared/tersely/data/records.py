@@ -67,7 +67,10 @@ def _read(data: DataSection, split: str) -> list[Record]:
         return load_aclsum(split)
     from tersely.data.jsonl import read_jsonl
 
-    path = Path(data.source).expanduser()
+    try:
+        path = Path(data.source).expanduser()
+    except RuntimeError as error:  # ~SOMEBODY who is not known here
+        raise DataMissing(f"There is no data {data.source!r}: {error}", "Write the path in full.") from None
     if path.is_dir():
         return read_jsonl(_split_file(path, data, split), data.document_field, data.summary_field)
     if path.is_file():

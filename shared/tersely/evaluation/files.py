@@ -10,6 +10,7 @@ from typing import Any
 
 from tersely.errors import EvaluationInvalid
 from tersely.telemetry.atomic import write_atomic
+from tersely.telemetry.jsonl import JsonLines, read_json_lines
 
 FINAL_LOG = "final-evaluations.jsonl"
 
@@ -63,16 +64,9 @@ def log_final(folder: Path, entry: Mapping[str, Any]) -> int:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FINAL_LOG
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"time": time.time(), **entry}, ensure_ascii=False) + "\n")
-    same = 0
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            other = json.loads(line)
-        except ValueError:
-            continue  # a line that a killed process left half written says nothing about this split
-        same += all(other.get(key) == entry.get(key) for key in ("data", "split"))
-    return same
+    with JsonLines(path) as file:  # which keeps the entry apart from a line that a killed process left half written
+        file.append({"time": time.time(), **entry})
+    return sum(all(other.get(key) == entry.get(key) for key in ("data", "split")) for other in read_json_lines(path))
 
 
 def _values(found: object) -> list[object]:

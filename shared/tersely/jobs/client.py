@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import redis
+import structlog
 from rq.job import Job, JobStatus, Retry
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
@@ -30,6 +31,7 @@ from tersely.jobs.keys import (
 from tersely.jobs.reaper import Reaper
 
 FAILURE_TTL_SECONDS = 600
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +123,13 @@ class BatchClient:
             self._look_after()
         if popped is None:
             return None
-        answer = json.loads(popped[1])
-        batch = int(answer["batch"])
+        try:
+            answer = json.loads(popped[1])
+            batch = int(answer["batch"])
+        except (ValueError, RecursionError, OverflowError, KeyError, TypeError):
+            # Not from a worker of ours: the batch is still open, and will be answered or tried again.
+            log.warning("answer_unreadable", task=self.task, bytes=len(popped[1]))
+            return None
         if self._open.pop(batch, None) is None:
             # Done twice: its worker was taken for dead.
             self.repeated += 1

@@ -11,6 +11,7 @@ from tersely.errors import ModelInvalid, ModelMissing, ModelTokenizerMissing
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf")
 _MAX_HEADER_BYTES = 100_000_000
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 
 
 def check_model_folder(folder: Path) -> Path:
@@ -58,7 +59,9 @@ def _weight_files(folder: Path) -> list[Path]:
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelInvalid(f"{index} has no weight_map.", "Copy the model folder again.")
         shards = sorted({folder / Path(str(name)).name for name in weight_map.values()})
-        missing = [path.name for path in shards if not path.is_file()]
+        present = {path.name for path in folder.iterdir() if path.is_file()}
+        # The names are the file's: they are compared, and no path is made of one that is not there.
+        missing = [path.name[:80].encode(errors="replace").decode() for path in shards if path.name not in present]
         if missing:
             raise ModelInvalid(f"{folder} lacks the weight files {', '.join(missing)}.", "Copy the model folder again.")
         return shards
@@ -86,7 +89,7 @@ def _check_safetensors(path: Path) -> None:
         ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
         if 8 + header_bytes + max(ends, default=0) != size:
             raise ValueError(f"it should be {8 + header_bytes + max(ends, default=0)} bytes long, but has {size}")
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error, OSError) as error:
+    except (*_DAMAGE, struct.error, OSError) as error:
         raise ModelInvalid(f"{path} is not a whole safetensors file: {error}.", "Copy or download it again.") from None
 
 

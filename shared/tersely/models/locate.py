@@ -39,7 +39,10 @@ def locate_model(name: str, revision: str | None = None, cache_dir: Path | None 
         from tersely.models.tiny import tiny_folder
 
         return check_model_folder(tiny_folder(cache_folder(cache_dir)))
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:  # ~SOMEBODY who is not known here
+        raise ModelMissing(f"There is no model {name!r}: {error}", "Write the folder in full.") from None
     if path.is_dir():
         return check_model_folder(path.resolve())
     if path.is_file():

@@ -156,7 +156,7 @@ def read_nodes(client: redis.Redis, keys: RunKeys) -> list[node_pb2.Heartbeat]:
     names = sorted(cast(dict[bytes, Any], client.hgetall(keys.nodes)))
     if not names:
         return []
-    values = cast(list[bytes | None], client.mget([keys.node(NodeId(name.decode())) for name in names]))
+    values = cast(list[bytes | None], client.mget([keys.node(NodeId(name.decode(errors="replace"))) for name in names]))
     beats, dead = [], []
     for name, value in zip(names, values, strict=True):
         beat = _parse(value)

@@ -119,6 +119,6 @@ def _parse(group_id: GroupId, data: Any) -> Decision:
         if isinstance(facts, Mapping) and facts.get("action") in (REPLAY, DROP):
             texts = {name: str(facts.get(name, "")) for name in ("action", "state", "reason", "issued_as")}
             return Decision(group_id, time=float(facts.get("time", 0.0)), **texts)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RecursionError):
         log.warning("decision_unreadable", group_id=group_id)
     return Decision(group_id, "", REFUSED, "the decision can't be read")

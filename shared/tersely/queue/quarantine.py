@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import redis
+import structlog
+from google.protobuf.message import DecodeError
 
 from tersely.queue.connect import address_of, redis_errors
 from tersely.queue.entries import Fields, Lease, issue_number_of
 from tersely.v1 import group_pb2
 
 _PAGE = 100
+log = structlog.get_logger(__name__)
 
 
 def to_quarantine_fields(lease: Lease, stage: str, error_kind: str, message: str, strikes: int) -> Fields:
@@ -39,6 +42,7 @@ class QuarantineReader:
 
     def __init__(self, client: redis.Redis, key: str, after: bytes = b"0") -> None:
         self.after = after
+        self.unreadable = 0
         self._client = client
         self._key = key
         self._address = address_of(client)
@@ -56,6 +60,10 @@ class QuarantineReader:
             for entry_id, fields in page:
                 self.after = entry_id
                 if b"p" in fields:
-                    found.append(group_pb2.QuarantinedGroup.FromString(fields[b"p"]))
+                    try:
+                        found.append(group_pb2.QuarantinedGroup.FromString(fields[b"p"]))
+                    except DecodeError:  # any worker may write here
+                        self.unreadable += 1
+                        log.warning("quarantine_entry_unreadable", entry_id=entry_id, bytes=len(fields[b"p"]))
             if len(page) < _PAGE:
                 return found

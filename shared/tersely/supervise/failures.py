@@ -27,7 +27,9 @@ def read_failure(path: Path, exit_code: int) -> TerselyError | None:
     """The error that a child with this exit code left at `path`; None if it left none that belongs to the code."""
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
         return None
     for cls in concrete_errors():
         if cls.kind == found.get("kind") and cls.exit_code == exit_code:

@@ -102,7 +102,7 @@ def read_json_value(path: Path) -> object:
     """Whatever a JSON file holds; None when it is absent or no JSON."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -110,6 +110,6 @@ def parse_line(line: str) -> dict[str, Any] | None:
     """One JSON object, or None."""
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -71,7 +71,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             try:
                 item = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(item, dict):
                 yield item

@@ -105,7 +105,10 @@ def read_version(path: Path) -> Snapshot:
         incarnation=0,
     )
     if not recorded:
-        expected = json.loads((path / "state.json").read_text())[_HASH]
+        try:
+            expected = json.loads((path / "state.json").read_text())[_HASH]
+        except (OSError, ValueError, RecursionError, KeyError, TypeError):
+            raise CheckpointInvalid(f"{path / 'state.json'} is damaged.", "Name checkpoints that are whole.") from None
     if snapshot.label.weights_sha256 != expected:
         raise CheckpointInvalid(
             f"The weights in {path} are not the weights that were published ({str(expected)[:8]}).",

@@ -97,7 +97,7 @@ def read_facts(folder: Path) -> ModelFacts:
         text: Any = config.get_text_config()
         shapes = _shapes(folder)
         return _facts(text, model_class, shapes)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, OverflowError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelInvalid(
             f"The model in {folder} can't be planned with: {reason[:200]}",
