@@ -15,6 +15,7 @@ from tersely.identity.node import authority_folder, issue_locally
 from tersely.identity.tokens import TokenBook
 from tersely.node.servicer import NodeServicer
 from tersely.rpc.address import Address, parse_address
+from tersely.rpc.guard import Guard
 from tersely.rpc.server import GrpcServer
 
 
@@ -35,6 +36,7 @@ class Trainer:
     join: Address
     tokens: TokenBook
     authority: Authority
+    guard: Guard
 
     def token(self, role: str = "rollout") -> str:
         """A new one."""
@@ -50,5 +52,8 @@ def trainer(authority: Authority) -> Iterator[Trainer]:
     assert gate is not None
     with server:
         join = gate.open(server.port)
-        yield Trainer(server.address, parse_address(join), TokenBook(authority.folder), authority)
+        assert server._security is not None
+        (guard,) = server._security.interceptors
+        assert isinstance(guard, Guard)
+        yield Trainer(server.address, parse_address(join), TokenBook(authority.folder), authority, guard)
         gate.close()

@@ -2,7 +2,6 @@
 
 import collections
 import datetime
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,17 +114,16 @@ def test_an_open_stream_to_a_revoked_node_ends(ticking: GrpcServer, authority: A
 def test_calls_go_on_with_the_renewed_certificate_though_the_old_one_has_expired(
     trainer: Trainer, worker: NodeIdentity
 ) -> None:
-    short = Authority(trainer.authority.folder, datetime.timedelta(seconds=3))
-    key = make_key()
-    save_identity("rollout", key, short.issue(key.public_key(), worker.name, "rollout"), worker.authority_pem)
     with dial(trainer.address, role="rollout") as channel:
         ask(channel, trainer.address)
-        expires = load_identity("rollout").certificate.not_after
-        while datetime.datetime.now(datetime.UTC) < expires:
-            time.sleep(0.05)
+        later = worker.certificate.not_after
+        trainer.guard._clock = lambda: later
         with pytest.raises(CertificateRefused, match="valid from"):
             ask(channel, trainer.address)  # on the connection that is open
-        renew(trainer, worker)
+        longer = Authority(trainer.authority.folder, datetime.timedelta(days=60))
+        key = make_key()
+        renewed = longer.issue(key.public_key(), worker.name, "rollout")
+        save_identity("rollout", key, renewed, worker.authority_pem)
         assert ask(channel, trainer.address).node_id
 
 
