@@ -26,6 +26,7 @@ from tersely.trainer.resume import commit_version
 from tersely.trainer.run_directory import RunDirectory
 from tersely.trainer.status import Status
 from tersely.trainer.wal import WriteAheadLog
+from tersely.trainer.watchdog.pace import Pace
 from tersely.types import PolicyVersion, WeightsLabel
 
 SPIKE = Alarm("gradient_jump", 0, "it jumped", "too fast", "learner.learning_rate", 9.0, 1.0, "Lower it.")
@@ -97,6 +98,8 @@ class SayWatch:
 
 
 class LabelBook:
+    arrived = 0
+
     def __init__(self) -> None:
         self.known: dict[int, WeightsLabel] = {}
         self.current: tuple[WeightsLabel, int] | None = None
@@ -137,6 +140,7 @@ class Bench:
             status=self.status,
             drain=self.drain,
             eval_prompts=["one"],
+            pace=Pace(),
         )
         self.history = fold(self.wal.records())
         self.standing = Standing(0, WeightsLabel(PolicyVersion(0), "hash-of-0"), PolicyVersion(0), PolicyVersion(0))
