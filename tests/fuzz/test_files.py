@@ -92,6 +92,7 @@ def test_records(file: Path, data: bytes) -> None:
 
 @fuzzed(data=lines(ROW))
 @example(data=deep(100_000))
+@example(data=b'{"id": "\\ud800", "completion": "c"}')
 def test_rows_to_score(file: Path, data: bytes) -> None:
     def read() -> int:
         def check(row: dict[str, Any], where: str) -> None:

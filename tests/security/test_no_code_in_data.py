@@ -57,7 +57,7 @@ def work_off(client: redis.Redis, queue: Queue) -> list[dict[str, Any]]:
     with capture_logs() as logs:
         worker.run(stopping)
     assert given == []
-    return list(logs)
+    return [dict(line) for line in logs]
 
 
 def test_a_job_that_names_os_system_is_refused_and_logged(valkey_client: redis.Redis, mark: Path) -> None:

@@ -122,4 +122,9 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
         raise DataRecord(f"{where}: the line is not JSON ({reason}).", "Put one JSON object on each line.") from None
     if not isinstance(value, dict):
         raise DataRecord(f"{where}: the line is not a JSON object.", "Put one JSON object on each line.")
+    if b"\\u" in line:  # the only way in which JSON in UTF-8 can hold half of a surrogate pair
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise DataRecord(f"{where}: the line holds half a character (a lone surrogate).", "Fix it.") from None
     return value
