@@ -1,7 +1,7 @@
 # GNU make 3.81 (the one on macOS) and up. PYTHON=... chooses the interpreter that `make setup` builds .venv with.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-judge setup-vllm demo test test-judge test-vllm check lint types imports bench proto faults fuzz constraints clean
+.PHONY: help setup setup-judge setup-vllm demo test test-judge test-vllm check lint types imports bench proto faults soak fuzz constraints clean
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
@@ -51,8 +51,11 @@ test-vllm: setup-vllm ## Run the tests of the vLLM engine in its environment (fe
 	@HF_HUB_OFFLINE=1 $(VLLM_ENV)/bin/python -m pytest --timeout 600 tests/contract/engine --engine vllm $(PYTEST_ARGS)
 	@HF_HUB_OFFLINE=1 $(VLLM_ENV)/bin/python -m pytest --timeout 600 tests/on_vllm $(PYTEST_ARGS)
 
-faults: setup ## Run only the tests that kill and stop processes
-	@TERSELY_FAULTS=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+faults: setup ## Kill, stop, starve and mislead it (SEED=n); twenty minutes; writes build/faults.json, logs in build/faults
+	@$(BIN)/python scripts/faults.py $(if $(SEED),--seed $(SEED))
+
+soak: setup ## Kill a random role every few seconds in three runs of ten minutes (SOAK_SECONDS=600)
+	@for seed in 0 1 2; do $(BIN)/python scripts/soak.py --seed $$seed --seconds $(or $(SOAK_SECONDS),600) --out build/soak-$$seed.json || exit 1; done
 
 fuzz: setup ## Try 100,000 made-up inputs on every reader (FUZZ_ARGS="--inputs N --seconds S --seed N"); writes build/fuzz.json
 	@$(BIN)/python scripts/fuzz.py $(FUZZ_ARGS)
