@@ -16,6 +16,8 @@ from tersely.telemetry.events import EventLog
 
 _FREE = ("for groups", "for completions")
 """What a node says that it waits for, while it would take a group."""
+_SILENT_SECONDS = 4.0
+"""A node whose last heartbeat is older may be dead: its last word does not say that it is free."""
 _MOST = 64
 _SLACK_SECONDS = 3.0
 """Heartbeats, which tell who is free, come every two seconds, and this looks once in one."""
@@ -71,16 +73,22 @@ class LeaseWatch:
         """
         now = self._clock()
         alive = {str(node["node_id"]): node for node in nodes}
-        free = [name for name, node in alive.items() if node["detail"] in _FREE and not node["leases"]]
+        free = [
+            name
+            for name, node in alive.items()
+            if node["detail"] in _FREE and not node["leases"] and node.get("age_seconds", 0.0) < _SILENT_SECONDS
+        ]
         self._free_since = {name: self._free_since.get(name, now) for name in free}
         if not self._began:
             self._events.write("leases_watched", lease_seconds=self._lease_seconds)
             self._began = True
         for name, stream, role in self._streams:
-            waits = [now - since for node, since in self._free_since.items() if alive[node]["role"] == role]
-            self._look_at(name, stream, role, max(waits, default=0.0), alive.keys())
+            waits = {node: now - since for node, since in self._free_since.items() if alive[node]["role"] == role}
+            self._look_at(name, stream, role, waits, alive.keys())
 
-    def _look_at(self, name: str, stream: WorkStream, role: str, free_seconds: float, alive: Collection[str]) -> None:
+    def _look_at(
+        self, name: str, stream: WorkStream, role: str, waits: Mapping[str, float], alive: Collection[str]
+    ) -> None:
         held = {entry_id: facts for entry_id, facts in self._pending(stream, role) if facts[0] != RETURNED}
         for key in [key for key in self._expired if key[0] == name]:
             lease = self._expired[key]
@@ -96,8 +104,9 @@ class LeaseWatch:
                 found = self._expired[name, entry_id] = _Expired(group_id, node_id, idle_seconds)
                 self._events.write("lease_expired", alive=node_id in alive, **self._facts(name, found))
             found.held_seconds = idle_seconds
-            # A node that was free before the lease ran out could take it only since then.
-            found.free_seconds = min(free_seconds, idle_seconds - self._lease_seconds)
+            # A node that was free before the lease ran out could take it only since then; its holder never could.
+            longest = max((wait for node, wait in waits.items() if node != node_id), default=0.0)
+            found.free_seconds = min(longest, idle_seconds - self._lease_seconds)
             if not found.outlived and found.free_seconds > self._lease_seconds + _SLACK_SECONDS:
                 found.outlived = True
                 self._events.write("lease_outlived", **self._facts(name, found))

@@ -105,3 +105,17 @@ def test_one_given_back_is_nobodys(watched: Watched) -> None:
     own.give_back(watched.lease)
     watched.look("rollout-other")
     assert watched.written() == []
+
+
+def test_the_last_words_of_its_dead_holder_and_of_a_silent_node_make_nobody_free(watched: Watched) -> None:
+    words = {"role": "rollout", "detail": "for groups", "leases": 0}
+    nodes = [
+        {"node_id": "rollout-dead", "age_seconds": 1.0, **words},
+        {"node_id": "rollout-other", "age_seconds": 7.0, **words},
+    ]
+    watched.watch.look(nodes)
+    watched.now = 100.0
+    watched.silent_for(3 * LEASE)
+    watched.watch.look(nodes)
+    (expired,) = watched.written()
+    assert (expired["kind"], expired["free_seconds"]) == ("lease_expired", 0.0)
