@@ -2,8 +2,8 @@
 
 Usage: python scripts/faults.py [--seed N]      (`make faults`; about twenty minutes on two cores)
 
-Two lanes beside each other: the tests in tests/faults, also those that `make test` leaves out; and the soak
-(scripts/soak.py), stalls (scripts/stalls.py), the table of refused gRPC calls and made-up input (scripts/fuzz.py).
+First the tests in tests/faults, also those that `make test` leaves out, and beside them the table of refused gRPC calls
+and made-up input (scripts/fuzz.py); then, undisturbed, a short soak (scripts/soak.py) and stalls (scripts/stalls.py).
 Logs and run directories stay in build/faults/, figures in build/faults.json. The exit code is 1 if anything failed.
 """
 
@@ -25,6 +25,7 @@ import typer
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
 FOLDER = BUILD / "faults"
+SOAK_SECONDS = 60
 ENVIRON = {"TERSELY_FAULTS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
@@ -85,31 +86,34 @@ def main(seed: Annotated[int, typer.Option(help="Of the kills and of the made-up
         (BUILD / f"{name}.json").unlink(missing_ok=True)
     passed: dict[str, bool] = {}
 
-    def second_lane() -> None:
-        soak = ("scripts/soak.py", "--seed", str(seed), "--out", str(FOLDER / "soak.json"))
-        passed["soak"] = run("soak", *soak)
-        passed["stalls"] = run("stalls", "scripts/stalls.py", str(FOLDER / "stalls.json"))
+    def beside() -> None:
         passed["auth"] = pytest("auth-tests", "tests/security/test_grpc_auth_table.py")
         passed["fuzz"] = run("fuzz", "scripts/fuzz.py", "--seed", str(seed))
 
-    lane = threading.Thread(target=second_lane)
+    lane = threading.Thread(target=beside)
     lane.start()
     passed["scenarios"] = pytest("scenarios", "tests/faults")
     lane.join()
+    soak = ("--seed", str(seed), "--seconds", str(SOAK_SECONDS), "--out", str(FOLDER / "soak.json"))
+    passed["soak"] = run("soak", "scripts/soak.py", *soak)
+    passed["stalls"] = run("stalls", "scripts/stalls.py", str(FOLDER / "stalls.json"))
+    summary = {"seed": seed, "passed": passed, **figures()}
+    (BUILD / "faults.json").write_text(json.dumps(summary, indent=1) + "\n")
+    typer.echo(json.dumps(summary, indent=1))
+    if not all(passed.values()):
+        raise typer.Exit(1)
+
+
+def figures() -> dict[str, Any]:
+    """What the parts have left, under the names of the summary."""
     results = FOLDER / "scenarios.xml"
-    summary = {
-        "seed": seed,
-        "passed": passed,
+    return {
         "soak": found("soak"),
         "scenarios": scenarios(results) if results.exists() else [],
         "stalls": found("stalls"),
         "auth": chosen(found("auth"), ("calls", "refused")),
         "fuzz": chosen(found("fuzz"), ("inputs", "crashes")),
     }
-    (BUILD / "faults.json").write_text(json.dumps(summary, indent=1) + "\n")
-    typer.echo(json.dumps(summary, indent=1))
-    if not all(passed.values()):
-        raise typer.Exit(1)
 
 
 if __name__ == "__main__":
