@@ -34,7 +34,14 @@ ROOT = Path(__file__).resolve().parents[1]
 ROLES = ("rollout", "scorer", "trainer", "server", "supervisor")
 PAUSE_SECONDS = (5.0, 15.0)
 CALM_STEPS = 40
-SETTINGS = ("evaluation.prompts=0", "queue.lease_seconds=3", "rollout.workers=2", "run.checkpoint_every=10")
+SETTINGS = (
+    "evaluation.prompts=0",
+    "queue.lease_seconds=3",
+    "rollout.workers=2",
+    "run.checkpoint_every=10",
+    # At the recipe's rate the policy would soon be so good that groups have no signal, which ends a run.
+    "learner.learning_rate=1e-5",
+)
 MOST_TIMES_LONGER = 8
 """A storm that takes this many times its planned seconds is given up."""
 

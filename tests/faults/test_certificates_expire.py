@@ -18,7 +18,15 @@ from tersely.identity.folder import FOLDER_ENV
 
 TINY = Path(__file__).parents[2] / "recipes" / "tiny.toml"
 DAYS = 40 / 86_400  # certificates live for 40 s and are renewed at 27 s
-SETS = ("rpc.host=0.0.0.0", "rpc.join_port=0", "rollout.workers=0", "run.steps=10000", "evaluation.prompts=0")
+SETS = (
+    "rpc.host=0.0.0.0",
+    "rpc.join_port=0",
+    "rollout.workers=0",
+    "run.steps=10000",
+    "evaluation.prompts=0",
+    # So little that the policy goes on giving groups a signal for as long as the certificates take.
+    "learner.learning_rate=1e-6",
+)
 
 pytestmark = [
     pytest.mark.slow,
